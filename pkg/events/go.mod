@@ -1,0 +1,3 @@
+module github.com/wgherald/wgherald/pkg/events
+
+go 1.24
