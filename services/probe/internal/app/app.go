@@ -1,0 +1,135 @@
+// Package app puts the probe together: it opens what the other packages need, runs them as tasks, and ends them in order.
+//
+// It sees no signal and no environment variable; main does. The rules are elsewhere: what is a fact (tracker), when to look (tracker.Schedule), how it
+// lasts (outbox) and travels (publish).
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/capture"
+	"github.com/wgherald/wgherald/services/probe/internal/config"
+	"github.com/wgherald/wgherald/services/probe/internal/names"
+	"github.com/wgherald/wgherald/services/probe/internal/outbox"
+	"github.com/wgherald/wgherald/services/probe/internal/publish"
+	"github.com/wgherald/wgherald/services/probe/internal/telemetry"
+	"github.com/wgherald/wgherald/services/probe/internal/wgstate"
+)
+
+// Run watches until ctx ends. An unreachable broker is no error; a state directory that cannot be written is, at once.
+func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (err error) {
+	ob, err := outbox.Open(cfg.State, time.Now())
+	if err != nil {
+		return fmt.Errorf("%w (PROBE_STATE names the directory)", err)
+	}
+	defer func() { err = errors.Join(err, ob.Close()) }()
+	saved, err := ob.Load()
+	if err != nil {
+		return err
+	}
+
+	identity, err := publish.LoadIdentity(cfg.SeedFile())
+	if err != nil {
+		return err
+	}
+	log.Info("probe starts", "version", version, "node", cfg.Node, "public_key", identity.Public, "state", cfg.State)
+	if identity.Made {
+		log.Info("a new identity was made: readers verify this node's events with its public key",
+			"keyring_line", cfg.Node+" "+identity.Public)
+	}
+
+	wg, err := wgstate.New(log.With("component", "wgstate"), cfg.Interfaces)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, wg.Close()) }()
+
+	metrics := telemetry.New()
+	metrics.Gauge("events_waiting", "Events stored and not yet acked by the broker.", func() float64 { return float64(ob.Depth()) })
+
+	trigger := events.TriggerPackets
+	listener, err := capture.Open()
+	if err != nil {
+		// Better late than not at all: without packets, the probe asks.
+		trigger = events.TriggerSampling
+		log.Warn("cannot see packets, so devices are asked every second instead", "error", err)
+	} else {
+		defer func() { err = errors.Join(err, listener.Close()) }()
+		metrics.Counter("capture_dropped_total", "Packets that passed the filter and found the queue full.", captured(listener, log, func(s capture.Stats) uint64 { return s.Dropped }))
+		metrics.Counter("capture_malformed_total", "Packets that passed the filter and were no WireGuard message.", captured(listener, log, func(s capture.Stats) uint64 { return s.Malformed }))
+	}
+
+	nc, reconnected, err := publish.Connect(cfg.NATS, cfg.Node, log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	metrics.Gauge("broker_connected", "1 while the broker is connected.", func() float64 {
+		if nc.IsConnected() {
+			return 1
+		}
+		return 0
+	})
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("broker connection: %w", err)
+	}
+	publisher := publish.New(js, ob, identity.Key, reconnected, metrics, log.With("component", "publish"))
+
+	e := newEngine(engineConfig{
+		cfg: cfg, version: version, publicKey: identity.Public, trigger: trigger,
+		saved: saved, outbox: ob, devices: wg, names: names.New(cfg.Names), metrics: metrics, log: log,
+	})
+
+	// The publisher outlives the engine: the engine's last commit says that the probe stopped.
+	published := make(chan error, 1)
+	publishCtx, stopPublishing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPublishing()
+	g, gctx := errgroup.WithContext(ctx)
+	go func() { published <- publisher.Run(publishCtx) }()
+	g.Go(func() error {
+		select {
+		case err := <-published:
+			published <- nil
+			return fmt.Errorf("publisher ended early: %w", err)
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return e.run(gctx) })
+	g.Go(func() error { return wg.Watch(gctx, e.devicesChanged) })
+	if listener != nil {
+		g.Go(func() error { return listener.Run(gctx, e.hear) })
+	}
+	if cfg.Metrics.Network != "" {
+		l, err := telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return metrics.Serve(gctx, l) })
+	}
+	err = g.Wait()
+	stopPublishing()
+	err = errors.Join(err, <-published)
+	log.Info("probe stopped", "events_waiting", ob.Depth())
+	return err
+}
+
+// captured returns a reader of one of the listener's counts. A count that cannot be read is zero in that scrape, and told in the log.
+func captured(l *capture.Listener, log *slog.Logger, pick func(capture.Stats) uint64) func() float64 {
+	return func() float64 {
+		s, err := l.Stats()
+		if err != nil {
+			log.Warn("capture counts", "error", err)
+		}
+		return float64(pick(s))
+	}
+}

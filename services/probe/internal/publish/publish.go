@@ -1,0 +1,308 @@
+// Package publish moves stored events to the broker: the bytes as they are stored, signed, each until the broker's ack.
+//
+// At most MaxInFlight events are under way at once and never two of one partition key, so the order that matters is the order in the stream. After any
+// error everything under way is awaited and sending begins again at the oldest event without ack: the broker drops what it already has by its
+// Nats-Msg-Id. Nothing here decides what an event is (tracker) or keeps it (outbox).
+package publish
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/outbox"
+)
+
+const (
+	// MaxInFlight bounds the events that are sent and not yet acked.
+	MaxInFlight = 64
+	// readAhead is how many stored events are held in memory at once: among them, one that may be sent now is looked for.
+	readAhead = 256
+	// ackTimeout is how long one ack is awaited. A denied publish shows as this time-out.
+	ackTimeout = 5 * time.Second
+	// flushAfter is how long the publisher is idle before it takes acked events out of the outbox itself; while it is busy, commits do that.
+	flushAfter = 200 * time.Millisecond
+	// drainFor bounds how long Run goes on sending after its context ended.
+	drainFor = 2 * time.Second
+	// removedTTL is how long latecomers find that a peer was removed.
+	removedTTL = "24h"
+)
+
+// Metrics is told what happens. Its methods are called by one goroutine.
+type Metrics interface {
+	Published(d time.Duration, duplicate bool)
+	StatePublished()
+	Failed()
+}
+
+// Publisher is a task: call Run once.
+type Publisher struct {
+	outbox  *outbox.Outbox
+	key     ed25519.PrivateKey
+	log     *slog.Logger
+	metrics Metrics
+	// send sends one message and returns when the broker has it on disk.
+	send func(context.Context, *nats.Msg) (*jetstream.PubAck, error)
+	// reconnected receives a value when trying again at once is worth it.
+	reconnected <-chan struct{}
+
+	queue      []item // events read ahead, in order, without those under way
+	read       uint64 // number of the last event read
+	moreEvents bool   // there may be events after it
+	states     []item // states read and not under way
+	moreStates bool   // there may be states beyond them
+
+	inFlight map[string]bool // partition keys
+	results  chan result
+	sending  sync.WaitGroup
+
+	failure  error // of this pass; nothing is started until all that is under way has ended
+	failures int   // in a row
+}
+
+// New returns a publisher of what is in the outbox.
+func New(js jetstream.JetStream, ob *outbox.Outbox, key ed25519.PrivateKey, reconnected <-chan struct{}, m Metrics, log *slog.Logger) *Publisher {
+	return newPublisher(ob, key, reconnected, m, log, func(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
+		if !js.Conn().IsConnected() {
+			return nil, nats.ErrDisconnected // before the first connect, the library would complain of something else
+		}
+		return js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
+	})
+}
+
+func newPublisher(ob *outbox.Outbox, key ed25519.PrivateKey, reconnected <-chan struct{}, m Metrics, log *slog.Logger,
+	send func(context.Context, *nats.Msg) (*jetstream.PubAck, error)) *Publisher {
+	return &Publisher{
+		outbox: ob, key: key, log: log, metrics: m, reconnected: reconnected, send: send,
+		moreEvents: true,
+		moreStates: true,
+		inFlight:   map[string]bool{},
+		results:    make(chan result, MaxInFlight),
+	}
+}
+
+// item is something to be sent: an event, or the state of a peer for latecomers.
+type item struct {
+	partition string
+	msg       *nats.Msg
+	number    uint64       // of the event in the outbox
+	mark      *outbox.Mark // of the state; nil for an event
+}
+
+// result is the end of one sending.
+type result struct {
+	item
+	took      time.Duration
+	duplicate bool
+	err       error
+}
+
+// Run sends until ctx ends, and then for a bounded time what is left. An error is the outbox's: a broker that is away is waited for.
+func (p *Publisher) Run(ctx context.Context) error {
+	// What is under way outlives ctx: its acks are worth waiting for.
+	sendCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer p.sending.Wait()
+	defer cancel()
+
+	pauses := backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(100*time.Millisecond),
+		backoff.WithMaxInterval(5*time.Second),
+		backoff.WithMaxElapsedTime(0),
+	)
+	var (
+		pause    <-chan time.Time // set while sending pauses after a failure
+		done     = ctx.Done()
+		deadline <-chan time.Time // set once ctx has ended
+	)
+	for {
+		if p.failure == nil && pause == nil {
+			if err := p.start(sendCtx); err != nil {
+				return err
+			}
+		}
+		var idle <-chan time.Time
+		if len(p.inFlight) == 0 {
+			switch {
+			case p.failure != nil:
+				if err := p.rewind(); err != nil {
+					return err
+				}
+				pause = time.After(pauses.NextBackOff())
+			case deadline != nil && pause == nil:
+				return p.outbox.Flush() // all is sent
+			case p.outbox.Unflushed():
+				idle = time.After(flushAfter)
+			}
+		}
+		select {
+		case r := <-p.results:
+			if p.settle(r) {
+				pauses.Reset()
+			}
+		case <-p.outbox.Changed():
+			p.moreEvents, p.moreStates = true, true
+		case <-pause:
+			pause = nil
+		case <-p.reconnected:
+			pause = nil
+		case <-idle:
+			if err := p.outbox.Flush(); err != nil {
+				return err
+			}
+		case <-done:
+			// The last commit may have come with the end of ctx, and one more try is worth it even while the broker seems away.
+			done, deadline, pause = nil, time.After(drainFor), nil
+			p.moreEvents, p.moreStates = true, true
+		case <-deadline:
+			p.log.Info("the rest is left for the next run", "stored", p.outbox.Depth())
+			return p.outbox.Flush()
+		}
+	}
+}
+
+// start sends what may be sent now: events first, and states when no event waits.
+func (p *Publisher) start(ctx context.Context) error {
+	if p.moreEvents && len(p.queue) < readAhead/2 {
+		if err := p.readEvents(); err != nil {
+			return err
+		}
+	}
+	p.queue = p.startFrom(ctx, p.queue)
+	if len(p.queue) == 0 && !p.moreEvents {
+		if p.moreStates && len(p.states) == 0 && len(p.inFlight) == 0 {
+			if err := p.readStates(); err != nil {
+				return err
+			}
+		}
+		p.states = p.startFrom(ctx, p.states)
+	}
+	return nil
+}
+
+// startFrom starts what the window and the order allow, and returns the rest in order.
+func (p *Publisher) startFrom(ctx context.Context, items []item) []item {
+	rest := items[:0]
+	held := map[string]bool{} // partitions that an earlier item of items waits for
+	for _, it := range items {
+		if len(p.inFlight) >= MaxInFlight || p.inFlight[it.partition] || held[it.partition] {
+			held[it.partition] = true
+			rest = append(rest, it)
+			continue
+		}
+		p.inFlight[it.partition] = true
+		p.sending.Go(func() {
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+			defer cancel()
+			ack, err := p.send(ctx, it.msg)
+			p.results <- result{item: it, took: time.Since(began), duplicate: err == nil && ack.Duplicate, err: err}
+		})
+	}
+	clear(items[len(rest):])
+	return rest
+}
+
+// settle takes in the end of one sending and reports whether the broker has it.
+func (p *Publisher) settle(r result) bool {
+	delete(p.inFlight, r.partition)
+	if r.err != nil {
+		p.metrics.Failed()
+		if p.failure == nil {
+			p.failure = r.err
+			p.failures++
+			if p.failures == 1 {
+				p.log.Warn("the broker does not take what is sent, it is kept", "subject", r.msg.Subject, "stored", p.outbox.Depth(), "error", explain(r.err))
+			}
+		}
+		return false
+	}
+	if r.mark != nil {
+		p.outbox.Clean(*r.mark)
+		p.metrics.StatePublished()
+	} else {
+		p.outbox.Ack(r.number)
+		p.metrics.Published(r.took, r.duplicate)
+	}
+	if p.failure == nil && p.failures > 0 {
+		p.log.Info("the broker takes what is sent again", "failures", p.failures)
+		p.failures = 0
+	}
+	return true
+}
+
+// rewind begins anew at the oldest event without ack. Acked ones leave the outbox first, or they would be sent again.
+func (p *Publisher) rewind() error {
+	p.failure = nil
+	p.queue, p.read, p.moreEvents = nil, 0, true
+	p.states, p.moreStates = nil, true
+	return p.outbox.Flush()
+}
+
+// readEvents reads ahead.
+func (p *Publisher) readEvents() error {
+	records, err := p.outbox.Queued(p.read, readAhead)
+	if err != nil {
+		return err
+	}
+	p.moreEvents = len(records) == readAhead
+	for _, r := range records {
+		e, err := events.Decode(r.Body)
+		if err != nil {
+			return fmt.Errorf("stored event %d: %w", r.Number, err) // it was encoded here: the file was changed by somebody else
+		}
+		p.read = r.Number
+		p.queue = append(p.queue, item{partition: e.PartitionKey, number: r.Number, msg: &nats.Msg{
+			Subject: string(e.Type),
+			Header: nats.Header{
+				"Content-Type":         {events.ContentType},
+				nats.MsgIdHdr:          {e.ID},
+				nats.ExpectedStreamHdr: {events.StreamEvents},
+				events.HeaderSignature: {events.Sign(r.Body, p.key)},
+			},
+			Data: r.Body,
+		}})
+	}
+	return nil
+}
+
+// readStates reads the states that latecomers do not find yet. Those that were sent leave the outbox first.
+func (p *Publisher) readStates() error {
+	if err := p.outbox.Flush(); err != nil {
+		return err
+	}
+	marks, err := p.outbox.Dirty(MaxInFlight)
+	if err != nil {
+		return err
+	}
+	p.moreStates = len(marks) == MaxInFlight
+	for _, m := range marks {
+		msg := &nats.Msg{Subject: events.StateSubject(m.Key), Header: nats.Header{nats.ExpectedStreamHdr: {events.StreamState}}, Data: m.Value}
+		if m.Value == nil {
+			msg.Header.Set("KV-Operation", "DEL")
+			msg.Header.Set("Nats-TTL", removedTTL)
+		}
+		p.states = append(p.states, item{partition: m.Key, msg: msg, mark: &m})
+	}
+	return nil
+}
+
+// explain adds to an error what the reader should look at.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("no stream takes this subject (make the streams with `notifier provision`): %w", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		return fmt.Errorf("no ack within %s (the broker is away, overloaded, or denies this identity the subject): %w", ackTimeout, err)
+	default:
+		return err
+	}
+}

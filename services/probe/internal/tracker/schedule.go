@@ -1,0 +1,134 @@
+package tracker
+
+import (
+	"math"
+	"net/netip"
+	"time"
+)
+
+// Timings of the questions to a device.
+const (
+	// SampleInterval is how often a device is looked at while somebody is connected: roaming and missed packets are seen here.
+	SampleInterval = 10 * time.Second
+	// SafetyInterval is how often it is looked at while nobody is.
+	SafetyInterval = time.Minute
+	// BlindInterval is how often it is looked at where packets cannot be seen.
+	BlindInterval = time.Second
+
+	// confirmStep and confirmLimit bound the ladder of questions after the packet that should have moved the device's last handshake: at once,
+	// then after 1, 2, 4 … ms, because the packet filter sees a packet before the device has dealt with it.
+	confirmStep  = time.Millisecond
+	confirmLimit = 2 * time.Second
+	// fallbackStep begins the ladder after an initiation whose first data packet was not seen.
+	fallbackStep = 64 * time.Millisecond
+
+	// budgetShare of a core on average, and budgetBurst of it at once, is what looks may cost.
+	budgetShare = 0.01
+	budgetBurst = 500 * time.Millisecond
+
+	// maxWaiting bounds the addresses that an answer is awaited for: anyone may send an initiation.
+	maxWaiting = 4096
+)
+
+// Schedule decides when a device is looked at next: on a ladder after packets that promise a session, at a session's deadline, and now and then. It
+// is pure: times are readings of the boot clock.
+type Schedule struct {
+	packets   bool // whether packets are seen at all
+	waiting   map[netip.AddrPort]*wait
+	sample    time.Duration // the next look without cause
+	notBefore time.Duration // the budget allows none earlier
+	balance   time.Duration // of the budget
+	credited  time.Duration // up to when
+}
+
+// wait is a ladder of questions about one address.
+type wait struct {
+	next time.Duration
+	step time.Duration
+}
+
+// NewSchedule returns the schedule of a device that was never looked at: its first look is due now.
+func NewSchedule(now time.Duration, packets bool) *Schedule {
+	return &Schedule{packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, balance: budgetBurst, credited: now}
+}
+
+// Initiation tells that src sent this device an initiation. The session begins with the first data packet, so the first question is late.
+func (s *Schedule) Initiation(now time.Duration, src netip.AddrPort) {
+	if _, ok := s.waiting[src]; !ok && len(s.waiting) >= maxWaiting {
+		s.Soon(now + fallbackStep)
+		return
+	}
+	s.waiting[src] = &wait{next: now + fallbackStep, step: fallbackStep}
+}
+
+// FirstData tells that src sent the first data packet under a new key: the one that makes a responder's last handshake move.
+func (s *Schedule) FirstData(now time.Duration, src netip.AddrPort) {
+	if w, ok := s.waiting[src]; ok {
+		*w = wait{next: now, step: confirmStep}
+	}
+}
+
+// Response tells that src answered this device's initiation: an initiator's last handshake moves.
+func (s *Schedule) Response(now time.Duration, src netip.AddrPort) {
+	if _, ok := s.waiting[src]; ok || len(s.waiting) < maxWaiting {
+		s.waiting[src] = &wait{next: now, step: confirmStep}
+		return
+	}
+	s.Soon(now)
+}
+
+// Soon asks for a look at the given time at the latest.
+func (s *Schedule) Soon(at time.Duration) { s.sample = min(s.sample, at) }
+
+// Next returns when the device is to be looked at.
+func (s *Schedule) Next() time.Duration {
+	next := s.sample
+	for _, w := range s.waiting {
+		next = min(next, w.next)
+	}
+	return max(next, s.notBefore)
+}
+
+// Looked takes in that a look ended now, what it cost and what it saw.
+func (s *Schedule) Looked(now, cost time.Duration, seen Seen) {
+	for _, src := range seen.Handshakes {
+		delete(s.waiting, src)
+	}
+	for src, w := range s.waiting {
+		for w.next <= now {
+			w.next += w.step
+			w.step *= 2
+		}
+		if w.step > confirmLimit {
+			delete(s.waiting, src)
+		}
+	}
+	switch {
+	case !s.packets:
+		s.sample = now + BlindInterval
+	case seen.Connected > 0:
+		s.sample = now + SampleInterval
+	default:
+		s.sample = now + SafetyInterval
+	}
+	if seen.Connected > 0 {
+		s.sample = min(s.sample, seen.Deadline)
+	}
+	s.spend(now, cost)
+}
+
+// Failed takes in that a look ended now with an error. It costs the budget nothing: the next one is far enough away.
+func (s *Schedule) Failed(now time.Duration) {
+	clear(s.waiting)
+	s.sample = now + SampleInterval
+}
+
+// spend takes the cost from the budget. An overdrawn budget puts the next look off until it is even again.
+func (s *Schedule) spend(now, cost time.Duration) {
+	s.balance = min(budgetBurst, s.balance+time.Duration(math.Round(float64(now-s.credited)*budgetShare))) - cost
+	s.credited = now
+	s.notBefore = 0
+	if s.balance < 0 {
+		s.notBefore = now + time.Duration(float64(-s.balance)/budgetShare)
+	}
+}

@@ -1,0 +1,292 @@
+// Package tracker turns looks at WireGuard devices into facts about their peers: who came, who left, who moved, what was configured.
+//
+// It is pure: time comes in with every look, and what should be stored and said comes out of Take. It neither talks to devices (wgstate does) nor
+// numbers and stores events (outbox does), so that every rule here can be told as a scenario file in testdata.
+package tracker
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/wgherald/wgherald/pkg/events"
+)
+
+// RejectAfterTime is when a session's keys may no longer be used, counted from its handshake (whitepaper §6.1, REJECT_AFTER_TIME in the kernel's
+// drivers/net/wireguard/messages.h). No shorter threshold on the age of a handshake is safe: a responder starts a new one only at 165 s.
+const RejectAfterTime = 180 * time.Second
+
+// Now is one instant on two clocks. Wall time names it for others and may be stepped; Boot (CLOCK_BOOTTIME, which also counts suspend, as the
+// kernel's key ages do) measures.
+type Now struct {
+	Wall time.Time
+	Boot time.Duration
+}
+
+// Device is a WireGuard interface as one look found it.
+type Device struct {
+	Name       string
+	Ifindex    int
+	Up         bool
+	PublicKey  events.Key
+	ListenPort int
+	Peers      []Peer
+}
+
+// Peer is a configured peer as one look found it.
+type Peer struct {
+	PublicKey     events.Key
+	Endpoint      netip.AddrPort // zero when none is known
+	LastHandshake time.Time      // zero when there was none
+	RxBytes       uint64
+	TxBytes       uint64
+	AllowedIPs    []netip.Prefix // sorted
+	Keepalive     time.Duration
+	PresharedKey  PresharedKey
+}
+
+// PresharedKey tells whether a preshared key is set, and a print by which a replaced one is noticed. Prints are comparable within one run only;
+// the zero print is unknown and equals any.
+type PresharedKey struct {
+	Set   bool
+	Print [16]byte
+}
+
+// PeerID identifies a peer: one key on two interfaces is two peers.
+type PeerID struct {
+	Interface string
+	Key       events.Key
+}
+
+// InterfaceState is what is remembered of an interface between looks and runs.
+type InterfaceState struct {
+	Name       string     `json:"name"`
+	Ifindex    int        `json:"ifindex"`
+	Up         bool       `json:"up"`
+	PublicKey  events.Key `json:"publicKey"`
+	ListenPort int        `json:"listenPort"`
+}
+
+func (s *InterfaceState) device() events.Device {
+	return events.Device{PublicKey: s.PublicKey, ListenPort: s.ListenPort}
+}
+
+// Fact is something that happened, before it has a place in its source.
+type Fact struct {
+	Time time.Time
+	Data events.Data
+}
+
+// Batch is what belongs into one transaction: facts in their order, and the states that go with them.
+type Batch struct {
+	Facts      []Fact
+	Interfaces []InterfaceState
+	Peers      []PeerState
+	Removed    []PeerID       // peers that are configured no longer
+	Announce   []events.State // current states for latecomers; the sequence is the store's to fill in
+}
+
+// Config holds what does not change while a tracker lives.
+type Config struct {
+	Node string
+	// Endpoint renders an endpoint as it may be told.
+	Endpoint func(netip.AddrPort) string
+	// Name returns what people call a peer.
+	Name func(events.Key) (name string, tags []string)
+}
+
+// Tracker remembers interfaces and peers. It is not safe for concurrent use: one goroutine owns it.
+type Tracker struct {
+	cfg        Config
+	interfaces map[string]*iface
+
+	facts    []Fact
+	dirtyIfs map[string]bool
+	dirty    map[PeerID]bool
+	removed  map[PeerID]bool
+	announce map[PeerID]bool
+}
+
+// iface is an interface with its peers.
+type iface struct {
+	InterfaceState
+	peers map[events.Key]*PeerState
+
+	looked   bool // in this run
+	blind    bool // the first look of this run finds what changed before it
+	lastLook Now
+}
+
+// New returns a tracker that continues from what an earlier run stored.
+func New(cfg Config, interfaces []InterfaceState, peers []PeerState) *Tracker {
+	t := &Tracker{cfg: cfg, interfaces: map[string]*iface{}}
+	t.reset()
+	for _, s := range interfaces {
+		t.interfaces[s.Name] = &iface{InterfaceState: s, peers: map[events.Key]*PeerState{}, blind: true}
+	}
+	for _, p := range peers {
+		if i, ok := t.interfaces[p.Interface]; ok {
+			i.peers[p.PublicKey] = &p
+		}
+	}
+	return t
+}
+
+func (t *Tracker) reset() {
+	t.facts = nil
+	t.dirtyIfs, t.dirty, t.removed, t.announce = map[string]bool{}, map[PeerID]bool{}, map[PeerID]bool{}, map[PeerID]bool{}
+}
+
+// Urgent reports whether there is more to store than progress of what is already known.
+func (t *Tracker) Urgent() bool { return len(t.facts)+len(t.announce)+len(t.removed) > 0 }
+
+// Take returns what has come together since the last call, in a stable order.
+func (t *Tracker) Take(now Now) Batch {
+	b := Batch{Facts: t.facts}
+	for _, name := range slices.Sorted(maps.Keys(t.dirtyIfs)) {
+		b.Interfaces = append(b.Interfaces, t.interfaces[name].InterfaceState)
+	}
+	for _, id := range sortedIDs(t.dirty) {
+		if p := t.peer(id); p != nil {
+			b.Peers = append(b.Peers, *p)
+		}
+	}
+	b.Removed = sortedIDs(t.removed)
+	for _, id := range sortedIDs(t.announce) {
+		if p := t.peer(id); p != nil {
+			b.Announce = append(b.Announce, t.state(now, p))
+		}
+	}
+	t.reset()
+	return b
+}
+
+func sortedIDs(set map[PeerID]bool) []PeerID {
+	return slices.SortedFunc(maps.Keys(set), func(a, b PeerID) int {
+		return cmp.Or(cmp.Compare(a.Interface, b.Interface), slices.Compare(a.Key[:], b.Key[:]))
+	})
+}
+
+func (t *Tracker) peer(id PeerID) *PeerState {
+	if i, ok := t.interfaces[id.Interface]; ok {
+		return i.peers[id.Key]
+	}
+	return nil
+}
+
+// Say adds a fact that is not about a peer or an interface: the watcher's own start and stop.
+func (t *Tracker) Say(at time.Time, data events.Data) {
+	t.facts = append(t.facts, Fact{Time: at, Data: data})
+}
+
+// Present tells which WireGuard interfaces exist. Those that were known and are not among them are gone. At the first call of a run, the devices it
+// names were there before the run: their first look finds what happened unseen.
+func (t *Tracker) Present(now Now, names []string, first bool) {
+	for _, name := range names {
+		if _, known := t.interfaces[name]; !known {
+			t.interfaces[name] = &iface{InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: first}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.interfaces)) {
+		i := t.interfaces[name]
+		if !slices.Contains(names, name) {
+			t.down(now, i, events.Deleted)
+			i.looked, i.blind = false, false
+		}
+	}
+}
+
+// Seen is what a look tells about the devices' own clockwork.
+type Seen struct {
+	Handshakes []netip.AddrPort // endpoints of the peers whose last handshake moved since the look before
+	Connected  int              // peers with a session
+	Configured int
+	// Deadline is the earliest instant, on the boot clock, at which a session may turn out expired, so that a look then finds it. It means nothing
+	// while nobody is connected.
+	Deadline time.Duration
+}
+
+// Observe takes in one look at a device.
+func (t *Tracker) Observe(now Now, d Device) Seen {
+	i, known := t.interfaces[d.Name]
+	if !known {
+		i = &iface{InterfaceState: InterfaceState{Name: d.Name}, peers: map[events.Key]*PeerState{}}
+		t.interfaces[d.Name] = i
+	}
+	defer func() { i.looked, i.blind, i.lastLook = true, false, now }()
+	if !d.Up {
+		t.down(now, i, events.SetDown)
+		return Seen{Configured: len(i.peers)}
+	}
+	if i.Ifindex != d.Ifindex || i.replaced(d) {
+		t.down(now, i, events.Recreated)
+		for _, p := range i.peers {
+			p.forgetCounters() // they were another incarnation's
+		}
+	}
+	t.up(now, i, d)
+	return t.observePeers(now, i, d)
+}
+
+// replaced reports whether the first look of a run finds counters that fell: the host was rebooted, and the same index means nothing. Later in a
+// run the index of an interface is not used again, and a counter that fell is the peer's own.
+func (i *iface) replaced(d Device) bool {
+	if i.looked {
+		return false
+	}
+	return slices.ContainsFunc(d.Peers, func(o Peer) bool {
+		p := i.peers[o.PublicKey]
+		return p != nil && p.fell(o)
+	})
+}
+
+// common returns the common part of a fact about an interface or its peers.
+func (t *Tracker) common(now Now, i *iface) events.Common {
+	return events.Common{Node: t.cfg.Node, Interface: i.Name, DetectedAt: now.Wall, Inferred: i.blind}
+}
+
+// down says that an interface went, and then that every session went with it.
+func (t *Tracker) down(now Now, i *iface, reason events.DownReason) {
+	if !i.Up {
+		return
+	}
+	t.Say(now.Wall, &events.Down{Common: t.common(now, i), Device: i.device(), Reason: reason})
+	i.Up = false
+	t.dirtyIfs[i.Name] = true
+	for _, key := range sortedKeys(i.peers) {
+		if p := i.peers[key]; p.Connected {
+			t.disconnect(now, i, p, now.Wall, events.InterfaceIsDown)
+		}
+	}
+}
+
+// up says that an interface appeared or that it has another key or port.
+func (t *Tracker) up(now Now, i *iface, d Device) {
+	fresh := InterfaceState{Name: d.Name, Ifindex: d.Ifindex, Up: true, PublicKey: d.PublicKey, ListenPort: d.ListenPort}
+	if i.InterfaceState == fresh {
+		return
+	}
+	was := i.InterfaceState
+	i.InterfaceState = fresh
+	t.dirtyIfs[i.Name] = true
+	if !was.Up {
+		t.Say(now.Wall, &events.Up{Common: t.common(now, i), Device: i.device(), Peers: len(d.Peers)})
+		return
+	}
+	var c events.DeviceChanges
+	if was.PublicKey != d.PublicKey {
+		c.PublicKey = &events.Change[events.Key]{From: was.PublicKey, To: d.PublicKey}
+	}
+	if was.ListenPort != d.ListenPort {
+		c.ListenPort = &events.Change[int]{From: was.ListenPort, To: d.ListenPort}
+	}
+	if c != (events.DeviceChanges{}) {
+		t.Say(now.Wall, &events.DeviceChanged{Common: t.common(now, i), Device: i.device(), Changes: c})
+	}
+}
+
+func sortedKeys(peers map[events.Key]*PeerState) []events.Key {
+	return slices.SortedFunc(maps.Keys(peers), func(a, b events.Key) int { return slices.Compare(a[:], b[:]) })
+}

@@ -1,0 +1,337 @@
+// Package wgstate reads WireGuard devices, in the kernel and in userspace, and tells when the set of them may have changed.
+//
+// It is the only package that talks to wgctrl and rtnetlink, and the only one that ever sees a private or preshared key. They stop here:
+// what it returns are plain values made of public facts, and of a preshared key only whether there is one and whether it is still the same.
+//
+// It keeps no history, compares nothing and knows no peer's state; that is the tracker's. It also never asks wgctrl for all devices at once,
+// because there one stale socket fails the whole call: interfaces are enumerated by rtnetlink and the directory of sockets, and each device is
+// read, and fails, alone.
+package wgstate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+const (
+	// socketDir is where userspace implementations listen; wgctrl and wg(8) have it built in, too.
+	socketDir = "/var/run/wireguard"
+
+	// answerTimeout bounds a reading. A dump of 10,000 peers takes 0.2 s; a device that needs this long does not answer at all.
+	answerTimeout = 5 * time.Second
+
+	// maxReads bounds how often one Snapshot reads a device whose number of peers keeps falling.
+	maxReads = 5
+)
+
+// Client reads the WireGuard devices of the network namespace in which it was made. It may be used by several goroutines.
+type Client struct {
+	log         *slog.Logger
+	filter      Filter
+	dir         string
+	fingerprint func(wgtypes.Key) PSK
+
+	// device reads the device called name, and may block for ever on a userspace one.
+	device func(kind Kind, name string) (*wgtypes.Device, error)
+	links  func() ([]rtLink, []error)
+	link   func(ifindex int) (rtLink, error)
+	close  func() error
+
+	mu      sync.Mutex
+	reading map[string]*reading // by device name
+	peers   map[int]int         // number of peers in the last reading, by ifindex
+	listed  []socket            // what Devices found last
+}
+
+// reading is one call of Client.device under way.
+type reading struct {
+	done chan struct{}
+	hung bool // somebody has waited answerTimeout for it; guarded by Client.mu
+}
+
+// New returns a Client for the interfaces that filter takes. It needs no privilege yet; reading a kernel device takes CAP_NET_ADMIN, and
+// a userspace one the right to connect to its socket.
+func New(log *slog.Logger, filter Filter) (*Client, error) {
+	user, err := wgctrl.New()
+	if err != nil {
+		return nil, fmt.Errorf("open netlink for WireGuard: %w", err)
+	}
+	kernel := &kernelReader{}
+	return &Client{
+		log:         log,
+		filter:      filter,
+		dir:         socketDir,
+		fingerprint: newFingerprint(),
+		device: func(kind Kind, name string) (*wgtypes.Device, error) {
+			if kind == Kernel {
+				return kernel.device(name)
+			}
+			return user.Device(name)
+		},
+		links:   listLinks,
+		link:    getLink,
+		close:   func() error { return errors.Join(kernel.close(), user.Close()) },
+		reading: make(map[string]*reading),
+		peers:   make(map[int]int),
+	}, nil
+}
+
+// Close frees the sockets. A reading of a userspace device that hangs stays until the device's process answers or ends.
+func (c *Client) Close() error { return c.close() }
+
+// Devices lists the WireGuard interfaces that the filter takes, by name, without asking the devices anything. What cannot be listed is
+// an error each, beside the rest.
+//
+// A socket counts only when a TUN interface of the same name is in this network namespace: the sockets of all namespaces share one
+// directory, and a process that was killed leaves its own behind.
+func (c *Client) Devices() ([]Link, []error) {
+	found, errs := c.links()
+	sockets, err := listSockets(c.dir)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("list sockets of userspace devices: %w", err))
+	}
+
+	var links []Link
+	tuns := make(map[string]Link)
+	for _, l := range found {
+		if l.kind == kindWireGuard {
+			l.Kind = Kernel
+			links = append(links, l.Link)
+		} else {
+			l.Kind = Userspace
+			tuns[l.Name] = l.Link
+		}
+	}
+	for _, s := range sockets {
+		l, ok := tuns[s.name]
+		if !ok {
+			c.log.Debug("socket skipped: no TUN interface of its name in this network namespace", "interface", s.name, "path", s.path(c.dir))
+			continue
+		}
+		links = append(links, l)
+	}
+	links = slices.DeleteFunc(links, func(l Link) bool { return !c.filter.Match(l.Name) })
+	slices.SortFunc(links, func(a, b Link) int { return cmp.Compare(a.Name, b.Name) })
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.listed = sockets
+	for ifindex := range c.peers {
+		if !slices.ContainsFunc(links, func(l Link) bool { return l.Ifindex == ifindex }) {
+			delete(c.peers, ifindex)
+		}
+	}
+	return links, errs
+}
+
+// Snapshot reads the device behind link, with its name and its up flag as they are after that. The error is
+//
+//   - os.ErrNotExist when the interface is gone, was renamed, or was made again;
+//   - os.ErrPermission when the probe may not read it, and names the remedy;
+//   - os.ErrDeadlineExceeded when a userspace device does not answer. It comes after 5 s, and at once as long as that device still
+//     owes the same answer, so that it does not slow down its neighbours;
+//   - syscall.ECONNREFUSED when nobody listens on a userspace device's socket;
+//   - the context's when that ends first.
+func (c *Client) Snapshot(ctx context.Context, link Link) (Device, error) {
+	d, err := c.readWhole(ctx, link)
+	if err != nil {
+		return Device{}, c.explain(link, err)
+	}
+	now, err := c.link(link.Ifindex)
+	switch {
+	case errors.Is(err, os.ErrNotExist), err == nil && now.Name != link.Name:
+		return Device{}, gone(link)
+	case err != nil:
+		return Device{}, fmt.Errorf("read device %s: %w", link.Name, err)
+	}
+	link.Up = now.Up
+	return convert(d, link, c.fingerprint), nil
+}
+
+// readWhole reads the device until fewer peers than before are believable.
+//
+// The kernel cuts a dump short when the peer it would go on with is removed meanwhile, and marks it as interrupted
+// (wg_get_device_dump in drivers/net/wireguard/netlink.c); wgctrl does not look at that mark, nor whether a userspace answer was complete.
+// Peers that only fell off would be reported as removed, so a smaller number, and the very first, counts when the next reading does not
+// show more.
+func (c *Client) readWhole(ctx context.Context, link Link) (*wgtypes.Device, error) {
+	c.mu.Lock()
+	before, known := c.peers[link.Ifindex]
+	c.mu.Unlock()
+
+	d, err := c.read(ctx, link)
+	for n := 1; err == nil && n < maxReads && (!known || len(d.Peers) < before); n++ {
+		known, before = true, len(d.Peers)
+		d, err = c.read(ctx, link)
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	c.mu.Lock()
+	c.peers[link.Ifindex] = len(d.Peers)
+	c.mu.Unlock()
+	return d, nil
+}
+
+// read reads the device once, waiting no longer than answerTimeout.
+//
+// wgctrl dials a userspace device's socket without any deadline, so the call runs in a goroutine of its own, the only one in the probe
+// that may outlive its task. There is never more than one for a device: while it hangs, no other is started.
+func (c *Client) read(ctx context.Context, link Link) (*wgtypes.Device, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		r, busy := c.reading[link.Name]
+		if busy && r.hung {
+			c.mu.Unlock()
+			return nil, os.ErrDeadlineExceeded
+		}
+		var d *wgtypes.Device
+		var err error
+		if !busy {
+			r = &reading{done: make(chan struct{})}
+			c.reading[link.Name] = r
+			go func() {
+				d, err = c.device(link.Kind, link.Name)
+				c.mu.Lock()
+				delete(c.reading, link.Name)
+				c.mu.Unlock()
+				close(r.done)
+			}()
+		}
+		c.mu.Unlock()
+
+		timeout := time.After(answerTimeout)
+		select {
+		case <-r.done:
+			if !busy {
+				return d, err
+			}
+			// That was somebody else's, and begun before this was asked.
+		case <-timeout:
+			c.mu.Lock()
+			r.hung = true
+			c.mu.Unlock()
+			return nil, os.ErrDeadlineExceeded
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// explain says what failed and what to do about it.
+func (c *Client) explain(link Link, err error) error {
+	path := socket{name: link.Name}.path(c.dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return gone(link)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("read device %s: %w", link.Name, err)
+	case errors.Is(err, os.ErrPermission) && link.Kind == Kernel:
+		return fmt.Errorf("read device %s: %w: give the probe CAP_NET_ADMIN", link.Name, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("read device %s: %w: give the probe CAP_NET_ADMIN and the right to write to %s", link.Name, err, path)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("read device %s: no answer in %v: %w", link.Name, answerTimeout, err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("read device %s: nobody listens on %s, start its process again or remove the interface: %w", link.Name, path, err)
+	}
+	// wgctrl quotes the line of a userspace answer that it does not understand, and that may be the private key: of what came over the socket
+	// only errors of the system are passed on.
+	var op *net.OpError
+	var sys *os.SyscallError
+	if link.Kind == Userspace && !errors.As(err, &op) && !errors.As(err, &sys) {
+		return fmt.Errorf("read device %s: what answers on %s does not speak WireGuard's configuration protocol", link.Name, path)
+	}
+	return fmt.Errorf("read device %s: %w", link.Name, err)
+}
+
+func gone(link Link) error {
+	return fmt.Errorf("interface %s (index %d) is gone: %w", link.Name, link.Ifindex, os.ErrNotExist)
+}
+
+// kernelReader reads devices of the kernel module.
+type kernelReader struct {
+	mu sync.Mutex
+	c  *wgctrl.Client // nil before the first reading
+}
+
+// device reads a device over a fresh client when the one at hand fails: wgctrl looks for the module once, when dialed, and never finds one
+// that is loaded, or loaded again, later.
+func (k *kernelReader) device(name string) (*wgtypes.Device, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.c != nil {
+		if d, err := k.c.Device(name); err == nil {
+			return d, nil
+		}
+		_ = k.c.Close()
+		k.c = nil
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, err
+	}
+	k.c = c
+	return c.Device(name)
+}
+
+func (k *kernelReader) close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.c == nil {
+		return nil
+	}
+	return k.c.Close()
+}
+
+// socket is a userspace device's socket.
+type socket struct {
+	name  string // of the interface
+	inode uint64 // tells a socket from its successor
+}
+
+func (s socket) path(dir string) string { return filepath.Join(dir, s.name+".sock") }
+
+// listSockets returns the sockets in dir, by name; a missing directory is an empty one.
+func listSockets(dir string) ([]socket, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []socket
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".sock")
+		if !ok || e.Type()&fs.ModeSocket == 0 {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(dir, e.Name()), &st); err != nil {
+			continue // gone since
+		}
+		out = append(out, socket{name: name, inode: st.Ino})
+	}
+	return out, nil
+}
