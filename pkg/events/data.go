@@ -50,10 +50,12 @@ type Peer struct {
 	Tags      []string `json:"tags,omitempty"` // from the probe's name files
 	// Endpoint is the peer's outer address and port. It is personal location data: a probe may be told to publish only the network prefix
 	// ("203.0.113.0/24") or nothing.
-	Endpoint         string         `json:"endpoint,omitempty"`
-	AllowedIPs       []netip.Prefix `json:"allowedIPs,omitempty"`
-	KeepaliveSeconds int            `json:"keepaliveSeconds,omitempty"` // our persistent keepalive towards the peer; 0 is off
-	PresharedKey     bool           `json:"presharedKey,omitempty"`     // whether one is set; the key itself never travels
+	Endpoint   string         `json:"endpoint,omitempty"`
+	AllowedIPs []netip.Prefix `json:"allowedIPs,omitempty"`
+	// MoreAllowedIPs counts those left out of a list that is too long for an event.
+	MoreAllowedIPs   int  `json:"moreAllowedIPs,omitempty"`
+	KeepaliveSeconds int  `json:"keepaliveSeconds,omitempty"` // our persistent keepalive towards the peer; 0 is off
+	PresharedKey     bool `json:"presharedKey,omitempty"`     // whether one is set; the key itself never travels
 }
 
 func (p *Peer) validate() error {

@@ -61,6 +61,9 @@ func New(data Data, at time.Time, seq Sequence) *Event {
 	}
 }
 
+// TypeOf returns the type that carries data.
+func TypeOf(data Data) Type { return data.eventType() }
+
 // SourceOf returns the source that data's event belongs to, hence the counter that numbers it.
 func SourceOf(data Data) string {
 	c := data.base()
@@ -252,14 +255,14 @@ func (e *Event) Validate() error {
 		return fmt.Errorf("event %.80q: type does not fit data of %q", e.Type, e.Data.eventType())
 	}
 	c := e.Data.base()
-	if err := ValidateNode(c.Node); err != nil {
+	if err := ValidateName(c.Node); err != nil {
 		fail("data.node: %w", err)
 	}
 	switch {
 	case sc == scopeProbe && c.Interface != "":
 		fail("data.interface is %.40q, want none", c.Interface)
 	case sc != scopeProbe:
-		if err := validateName(c.Interface); err != nil {
+		if err := ValidateName(c.Interface); err != nil {
 			fail("data.interface: %w", err)
 		}
 	}
@@ -291,11 +294,8 @@ func (e *Event) Validate() error {
 	return nil
 }
 
-// ValidateNode checks a node's name: what a probe may call itself.
-func ValidateNode(name string) error { return validateName(name) }
-
-// validateName bounds names so that they fit into a URI, a subject token and a log line.
-func validateName(s string) error {
+// ValidateName checks the name of a node or an interface: it fits into a URI, a subject token and a log line.
+func ValidateName(s string) error {
 	switch {
 	case s == "":
 		return errors.New("name is missing")

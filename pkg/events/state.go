@@ -126,7 +126,7 @@ func DecodeState(value []byte) (*State, error) {
 }
 
 func (s *State) validate() error {
-	err := errors.Join(validateName(s.Node), validateName(s.Interface), s.Peer.validate())
+	err := errors.Join(ValidateName(s.Node), ValidateName(s.Interface), s.Peer.validate())
 	if s.Session != nil {
 		err = errors.Join(err, s.Session.validate())
 	}

@@ -73,7 +73,7 @@ func ParseKeyring(text string) (Keyring, error) {
 		}
 		key, err := ParsePublicKey(fields[1])
 		if err == nil && fields[0] != AnyNode {
-			err = ValidateNode(fields[0])
+			err = ValidateName(fields[0])
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("line %d: %w", n, err))
