@@ -1,0 +1,103 @@
+// Package runner builds the services and runs them as what they are in production: static binaries in processes of their own, each with its own user,
+// started inside a network namespace and never outliving it.
+package runner
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/wgherald/wgherald/lab/internal/netns"
+)
+
+// module is this one. The services live beside it in the repository.
+const module = "github.com/wgherald/wgherald/lab"
+
+// services are the directories in services/, and the names of their binaries.
+var services = []string{"probe", "notifier"}
+
+// Binaries are the built services. They are open files without a name, so they are gone when the process is.
+type Binaries struct {
+	files map[string]*os.File
+}
+
+// Build compiles the services, without cgo as they are shipped. Go finds the repository from the current directory.
+func Build(ctx context.Context) (*Binaries, error) {
+	dir, err := os.MkdirTemp("", "wgherald-build-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+
+	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	out, err := list.Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the repository: go list -m %s: %w%s", module, err, stderr(err))
+	}
+	root := filepath.Dir(strings.TrimSpace(string(out)))
+
+	b := &Binaries{files: map[string]*os.File{}}
+	for _, name := range services {
+		path := filepath.Join(dir, name)
+		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, ".")
+		build.Dir = filepath.Join(root, "services", name)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
+		if out, err := build.CombinedOutput(); err != nil {
+			b.Close()
+			return nil, fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			b.Close()
+			return nil, err
+		}
+		b.files[name] = f
+	}
+	return b, nil
+}
+
+func stderr(err error) string {
+	if exit, ok := err.(*exec.ExitError); ok {
+		return "\n" + string(exit.Stderr)
+	}
+	return ""
+}
+
+// Close lets the binaries go. What was installed stays.
+func (b *Binaries) Close() {
+	for _, f := range b.files {
+		f.Close()
+	}
+}
+
+// Install copies the binaries into a namespace's private directory, where every user of the namespace can run them, as Binary names them.
+func (b *Binaries) Install(ns *netns.NS) error {
+	return ns.Do(func() error {
+		for name, from := range b.files {
+			if err := install(Binary(name), from); err != nil {
+				return fmt.Errorf("install %s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Binary is the path of an installed service.
+func Binary(name string) string { return filepath.Join(netns.Dir, name) }
+
+func install(path string, from *os.File) error {
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
+	if err != nil {
+		return err
+	}
+	// A section has its own place in the file: several namespaces may install at once.
+	if _, err := io.Copy(to, io.NewSectionReader(from, 0, 1<<40)); err != nil {
+		to.Close()
+		return err
+	}
+	return to.Close()
+}

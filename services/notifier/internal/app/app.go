@@ -1,0 +1,159 @@
+// Package app puts the notifier together: the broker it may embed, its connection, and one task for each hook.
+//
+// It sees no signal and no environment variable; main does. How an event reaches a hook is in package consume.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/config"
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
+	"github.com/wgherald/wgherald/services/notifier/internal/route"
+	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
+)
+
+// concurrency is how many requests to one hook may be under way.
+const concurrency = 16
+
+// Run delivers until ctx ends. A broker that is away is waited for, unless it is the embedded one and cannot start.
+func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
+	for _, w := range cfg.Warnings {
+		log.Warn(w)
+	}
+	if len(cfg.Hooks) == 0 {
+		log.Warn("no hook is configured (WEBHOOK_URL or NOTIFIER_HOOKS), so nothing is delivered")
+	}
+	connect := broker.ConnectOptions{
+		URL: cfg.NATS.URL.Reveal(), Name: "wgherald-notifier", Role: broker.Notifier,
+		NkeyFile: cfg.NATS.NkeyFile, CredsFile: cfg.NATS.CredsFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile,
+	}
+	if cfg.NATS.Embedded() {
+		embedded, err := broker.StartEmbedded(ctx, broker.EmbeddedOptions{StateDir: cfg.State, Listen: cfg.Listen, Log: log.With("component", "broker")})
+		if err != nil {
+			return err
+		}
+		defer embedded.Shutdown()
+		connect.URL, connect.NkeyFile = embedded.URL(), embedded.IdentityFile(broker.Notifier)
+		log.Info("embedded broker listens", "url", embedded.URL(),
+			"probe_nkey_file", embedded.IdentityFile(broker.Probe), "reader_nkey_file", embedded.IdentityFile(broker.Reader))
+	}
+
+	// Everything is made before the first task starts, so that nothing runs when something is wrong.
+	var tasks []func(context.Context) error
+	verify := func(body []byte, _ string) (*events.Event, error) { return events.Decode(body) }
+	if cfg.Verify {
+		ring, err := openKeyring(cfg.Keyring, log)
+		if err != nil {
+			return err
+		}
+		verify = ring.verify
+		tasks = append(tasks, ring.watch)
+	} else {
+		log.Warn("events are not verified (NOTIFIER_VERIFY=false): whoever may publish for one node may publish for all")
+	}
+
+	nc, err := broker.Connect(connect, log.With("component", "broker"))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("broker connection: %w", err)
+	}
+
+	metrics := telemetry.New()
+	metrics.Gauge("broker_connected", "1 while the broker is connected.", func() float64 {
+		if nc.IsConnected() {
+			return 1
+		}
+		return 0
+	})
+	var consumers []*consume.Consumer
+	var wrong []error
+	for _, h := range cfg.Hooks {
+		c, err := newConsumer(js, h, version, verify, metrics, log)
+		wrong = append(wrong, err)
+		consumers = append(consumers, c)
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return err
+	}
+	if cfg.Metrics != "" {
+		l, err := telemetry.Listen(cfg.Metrics)
+		if err != nil {
+			return err
+		}
+		tasks = append(tasks, func(ctx context.Context) error { return metrics.Serve(ctx, l) })
+	}
+	for _, c := range consumers {
+		tasks = append(tasks, c.Run)
+	}
+	tasks = append(tasks, func(ctx context.Context) error {
+		if ready(ctx, nc, consumers) {
+			log.Info("notifier is ready", "version", version, "hooks", len(consumers), "url", nc.ConnectedUrlRedacted())
+		}
+		return nil
+	})
+	g, gctx := errgroup.WithContext(ctx)
+	for _, run := range tasks {
+		g.Go(func() error { return run(gctx) })
+	}
+	err = g.Wait()
+	log.Info("notifier stopped")
+	return err
+}
+
+// ready waits until the broker is connected and every hook has its place in the stream: from then on, no event passes a hook by. It returns false when
+// ctx ends first.
+func ready(ctx context.Context, nc *nats.Conn, consumers []*consume.Consumer) bool {
+	if connected(ctx, nc) != nil {
+		return false
+	}
+	for _, c := range consumers {
+		select {
+		case <-c.Ready():
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// newConsumer returns the task of a hook.
+func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify func([]byte, string) (*events.Event, error),
+	observer consume.Observer, log *slog.Logger) (*consume.Consumer, error) {
+	filter, err := route.Compile(h.Rules)
+	if err != nil {
+		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
+	}
+	header := map[string]string{}
+	for name, value := range h.Headers {
+		header[name] = value.Reveal()
+	}
+	return consume.New(consume.Config{
+		JetStream: js,
+		Hook: consume.Hook{
+			Name: h.Name,
+			Target: deliver.Target{
+				URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header, Concurrency: concurrency,
+			},
+			Filter: filter,
+			Format: render.CloudEvents,
+			Retry:  retry.Default(),
+		},
+		Version: version, Verify: verify, Observer: observer, Log: log,
+	})
+}

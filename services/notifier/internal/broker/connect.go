@@ -1,0 +1,136 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// ConnectOptions says where and as whom to log in. Empty file names are not used.
+type ConnectOptions struct {
+	URL  string // one or several, separated by commas
+	Name string // shown by the broker's monitoring
+	Role string // names the inboxes (InboxPrefix); the login itself is the file's
+
+	NkeyFile  string // seed
+	CredsFile string // JWT and seed
+	CAFile    string // PEM, instead of the system's roots
+	CertFile  string // PEM, with KeyFile
+	KeyFile   string
+}
+
+// Connect returns a connection that stays: it need not be up yet, and it reconnects for ever, also after a refused login, because a key may be added to the broker while
+// the service waits. Nothing is buffered while it is down: a publish fails at once and its owner decides. A denied publish or subscription shows nowhere but in log.
+//
+// An error is a matter of configuration: a file that cannot be read, an URL that is none.
+func Connect(o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
+	opts := []nats.Option{
+		nats.Name(o.Name),
+		nats.CustomInboxPrefix(InboxPrefix(o.Role)),
+		nats.MaxReconnects(-1),
+		nats.RetryOnFailedConnect(true),
+		nats.ReconnectBufSize(-1),
+		nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectWait(time.Second),
+	}
+	opts = append(opts, handlers(log)...)
+	if o.NkeyFile != "" {
+		opt, err := nats.NkeyOptionFromSeed(o.NkeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("broker login: key file %s: %w", o.NkeyFile, hideSeed(err))
+		}
+		opts = append(opts, opt)
+	}
+	if o.CredsFile != "" {
+		opts = append(opts, nats.UserCredentials(o.CredsFile))
+	}
+	if o.CAFile != "" {
+		opts = append(opts, nats.RootCAs(o.CAFile))
+	}
+	if o.CertFile != "" {
+		opts = append(opts, nats.ClientCert(o.CertFile, o.KeyFile))
+	}
+	nc, err := nats.Connect(o.URL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("broker connection: %w", hideURL(err))
+	}
+	return nc, nil
+}
+
+// handlers log what the library reports to callbacks only.
+func handlers(log *slog.Logger) []nats.Option {
+	unreachable := once(log) // attempts come every second, and the same failure is worth one line
+	return []nats.Option{
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrAuthorization) {
+				unreachable.report(err)
+				return
+			}
+			attrs := []any{"error", err.Error()}
+			if sub != nil {
+				attrs = append(attrs, "subject", sub.Subject)
+			}
+			log.Error("broker refused or lost something", attrs...)
+		}),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			unreachable.reset()
+			log.Info("broker connected", "url", nc.ConnectedUrlRedacted(), "version", nc.ConnectedServerVersion())
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			unreachable.reset()
+			log.Info("broker reconnected", "url", nc.ConnectedUrlRedacted(), "version", nc.ConnectedServerVersion())
+		}),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("broker connection lost", "error", err.Error())
+			}
+		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { unreachable.report(err) }),
+	}
+}
+
+// repeated logs an error that comes again and again only when its text changes.
+type repeated struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	last string
+}
+
+func once(log *slog.Logger) *repeated { return &repeated{log: log} }
+
+func (r *repeated) report(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if text := err.Error(); text != r.last {
+		r.last = text
+		r.log.Warn("broker not reached, trying on", "error", text)
+	}
+}
+
+func (r *repeated) reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = ""
+}
+
+// hideSeed lets only the error of reading the file through: one about its text may quote the seed.
+func hideSeed(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return errors.New("not the nkey seed of a user")
+}
+
+// hideURL replaces an error that quotes the URL, which may hold a password.
+func hideURL(err error) error {
+	if _, quotes := errors.AsType[*url.Error](err); quotes {
+		return errors.New("the URL cannot be parsed")
+	}
+	return err
+}

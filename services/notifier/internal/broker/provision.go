@@ -1,0 +1,240 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wgherald/wgherald/pkg/events"
+)
+
+// The streams of the notifier's account. Each has one subject per hook: its prefix and the hook's name.
+const (
+	StreamRetry   = "WG_RETRY"    // what replay and try send to one hook
+	StreamDead    = "WG_DEAD"     // dead letters
+	StreamAttempt = "WG_ATTEMPTS" // every attempt, best effort
+
+	SubjectRetry   = "wg.retry."
+	SubjectDead    = "wg.dead."
+	SubjectAttempt = "wg.attempt."
+)
+
+const (
+	day = 24 * time.Hour
+
+	stateSubjects = "$KV." + events.StateBucket + "."
+
+	// maxMsgSize bounds a stored event, in bytes. The server counts the headers too.
+	maxMsgSize = events.MaxSize + 4<<10
+
+	// The prefixes of the account import that a mirror runs over, as nats.conf.tmpl has them.
+	mirrorAPI     = "JS.WG.API"
+	mirrorDeliver = "wgmirror"
+)
+
+// streamSpec is a stream as it must be. set writes the fields that matter over a configuration and leaves every other one, such as the number of
+// replicas, as the operator has it.
+type streamSpec struct {
+	name string
+	set  func(*jetstream.StreamConfig)
+}
+
+// truth is what the probes write: the streams of account WG.
+func truth() []streamSpec {
+	return []streamSpec{
+		{events.StreamEvents, func(c *jetstream.StreamConfig) {
+			eventLimits(c)
+			c.Subjects = []string{"wg.peer.*", "wg.interface.*", "wg.probe.*"}
+			c.Duplicates = time.Hour
+		}},
+		{events.StreamState, func(c *jetstream.StreamConfig) {
+			stateLimits(c)
+			c.Subjects = []string{stateSubjects + ">"}
+		}},
+	}
+}
+
+// eventLimits are the limits of WG_EVENTS and of its mirror. No writer can delete, purge or roll up what is stored.
+func eventLimits(c *jetstream.StreamConfig) {
+	c.Retention, c.Storage, c.Discard = jetstream.LimitsPolicy, jetstream.FileStorage, jetstream.DiscardOld
+	c.MaxAge, c.MaxBytes, c.MaxMsgSize = 7*day, 1<<30, maxMsgSize
+	c.AllowDirect, c.DenyDelete, c.DenyPurge, c.AllowRollup = true, true, true, false
+}
+
+// stateLimits are the limits of KV_WG_PEERS and of its mirror. The bucket is made as a stream because one with a delete-marker TTL turns roll-ups on, and a
+// roll-up header lets any writer empty it. A removed peer is a put with its own TTL.
+func stateLimits(c *jetstream.StreamConfig) {
+	c.Retention, c.Storage, c.Discard = jetstream.LimitsPolicy, jetstream.FileStorage, jetstream.DiscardNew
+	c.MaxMsgsPerSubject, c.MaxMsgSize = 1, maxMsgSize
+	c.AllowMsgTTL, c.SubjectDeleteMarkerTTL = true, 0
+	c.AllowDirect, c.DenyPurge, c.AllowRollup = true, true, false
+}
+
+// hookStreams are the streams of account HOOKS. Without mirrors they stand beside the truth in one account.
+func hookStreams(mirrors bool) []streamSpec {
+	var specs []streamSpec
+	if mirrors {
+		specs = []streamSpec{
+			{events.StreamEvents, func(c *jetstream.StreamConfig) { eventLimits(c); mirror(c) }},
+			{events.StreamState, func(c *jetstream.StreamConfig) { stateLimits(c); mirror(c) }},
+		}
+	}
+	return append(specs,
+		// a work queue: what a hook has taken is gone, so that a consumer made again does not deliver it again
+		own(StreamRetry, SubjectRetry, func(c *jetstream.StreamConfig) {
+			c.Retention, c.MaxAge = jetstream.WorkQueuePolicy, 30*day
+		}),
+		own(StreamDead, SubjectDead, func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
+		own(StreamAttempt, SubjectAttempt, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes = 7*day, 256<<20 }),
+	)
+}
+
+func mirror(c *jetstream.StreamConfig) {
+	c.Subjects = nil
+	c.Mirror = &jetstream.StreamSource{
+		Name:     c.Name,
+		External: &jetstream.ExternalStream{APIPrefix: mirrorAPI, DeliverPrefix: mirrorDeliver},
+	}
+}
+
+func own(name, prefix string, limits func(*jetstream.StreamConfig)) streamSpec {
+	return streamSpec{name, func(c *jetstream.StreamConfig) {
+		c.Retention, c.Storage, c.AllowDirect = jetstream.LimitsPolicy, jetstream.FileStorage, true
+		c.Subjects = []string{prefix + "*"}
+		limits(c)
+	}}
+}
+
+func names(specs []streamSpec) []string {
+	var list []string
+	for _, s := range specs {
+		list = append(list, s.name)
+	}
+	return list
+}
+
+// Action is what Provision did to a stream.
+type Action string
+
+const (
+	Created Action = "created"
+	Updated Action = "updated"
+)
+
+// Change is one thing that Provision did.
+type Change struct {
+	Account string // "WG" or "HOOKS"
+	Stream  string
+	Action  Action
+}
+
+// Provision makes the streams of both accounts as they must be and returns what it changed, which is nothing the second time. Its connections are those of the
+// two provisioners. Where hooks is nil the broker has a single account: everything is made there and nothing is mirrored.
+//
+// On an error the changes made before it are returned too.
+func Provision(ctx context.Context, wg, hooks *nats.Conn, log *slog.Logger) ([]Change, error) {
+	var changes []Change
+	run := func(nc *nats.Conn, account string, specs []streamSpec) error {
+		if err := CheckVersion(nc.ConnectedServerVersion()); err != nil {
+			return err
+		}
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return fmt.Errorf("provision account %s: %w", account, err)
+		}
+		for _, s := range specs {
+			action, err := s.ensure(ctx, js, nc.ConnectedServerVersion())
+			if err != nil {
+				return fmt.Errorf("provision stream %s in account %s: %w", s.name, account, err)
+			}
+			if action == "" {
+				continue
+			}
+			changes = append(changes, Change{account, s.name, action})
+			log.Info("stream provisioned", "account", account, "stream", s.name, "action", string(action))
+		}
+		return nil
+	}
+	if hooks == nil {
+		err := run(wg, "WG", append(truth(), hookStreams(false)...))
+		return changes, err
+	}
+	if err := run(wg, "WG", truth()); err != nil {
+		return changes, err
+	}
+	err := run(hooks, "HOOKS", hookStreams(true))
+	return changes, err
+}
+
+// ensure makes the stream, or changes the one there is where it differs.
+func (s streamSpec) ensure(ctx context.Context, js jetstream.JetStream, version string) (Action, error) {
+	stream, err := js.Stream(ctx, s.name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		cfg := jetstream.StreamConfig{Name: s.name}
+		s.set(&cfg)
+		if s.name == StreamAttempt && !olderThan(version, 2, 12) {
+			// Only at birth: the server refuses to change it, older ones do not have it, and a replicated stream may not.
+			cfg.PersistMode = jetstream.AsyncPersistMode
+		}
+		if _, err := js.CreateStream(ctx, cfg); err != nil {
+			return "", explain(err)
+		}
+		return Created, nil
+	}
+	if err != nil {
+		return "", explain(err)
+	}
+	have := stream.CachedInfo().Config
+	want := have
+	s.set(&want)
+	if reflect.DeepEqual(have, want) {
+		return "", nil
+	}
+	if _, err := js.UpdateStream(ctx, want); err != nil {
+		return "", explain(err)
+	}
+	return Updated, nil
+}
+
+// explain adds to a server's refusal what to do about it.
+func explain(err error) error {
+	api, isAPI := errors.AsType[*jetstream.APIError](err)
+	switch {
+	case isAPI && api.ErrorCode == errStorageExceeded:
+		return fmt.Errorf("%w: the streams reserve 2.3 GiB: make room on the broker's disk", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		return fmt.Errorf("%w: no answer: JetStream may be off, or this identity may lack the permission, which the broker's log shows", err)
+	}
+	return err
+}
+
+// errStorageExceeded is the server's "insufficient storage resources available" (JSStorageResourcesExceededErr).
+const errStorageExceeded jetstream.ErrorCode = 10047
+
+// CheckVersion refuses a broker older than 2.11: it lacks per-message TTLs, priority groups and more that is relied on.
+func CheckVersion(version string) error {
+	if version == "" {
+		return errors.New("not connected to a broker")
+	}
+	if olderThan(version, 2, 11) {
+		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed", version)
+	}
+	return nil
+}
+
+// olderThan compares the version's first two numbers. What is no number counts as zero, so an unreadable version is old.
+func olderThan(version string, major, minor int) bool {
+	first, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
+	second, _, _ := strings.Cut(rest, ".")
+	a, _ := strconv.Atoi(first)
+	b, _ := strconv.Atoi(second)
+	return a < major || a == major && b < minor
+}

@@ -1,0 +1,127 @@
+package broker
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"net"
+	"strings"
+	"text/template"
+
+	"github.com/nats-io/nkeys"
+
+	"github.com/wgherald/wgherald/pkg/events"
+)
+
+// ServerConfig is what differs between one broker and another; everything else is the same for all and stands in the template.
+type ServerConfig struct {
+	Listen   string // host:port for clients, the only port; port 0 picks a free one
+	StoreDir string // JetStream's directory
+
+	WGProvisioner    string // public nkey
+	HooksProvisioner string // public nkey
+	Probes           []ProbeUser
+	Notifiers        []string // public nkeys
+	Operators        []string // public nkeys
+	Readers          []string // public nkeys
+}
+
+// ProbeUser is a probe's login.
+type ProbeUser struct {
+	// Node is the only node whose peers' state this probe may write. Empty allows every node's: for a broker that is configured before
+	// the probe's node name is known, as the embedded one is.
+	Node string
+	Key  string // public nkey
+}
+
+//go:embed nats.conf.tmpl
+var serverTemplate string
+
+var serverConf = template.Must(template.New("nats.conf").Option("missingkey=error").Funcs(template.FuncMap{
+	"quote":   quote,
+	"inbox":   InboxPrefix,
+	"kvscope": kvScope,
+}).Parse(serverTemplate))
+
+// Render returns the configuration file of nats-server. Equal values give equal bytes.
+func (c ServerConfig) Render() ([]byte, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen address %q: %w", c.Listen, err)
+	}
+	if port == "0" {
+		port = "-1" // the server's own word for a free port; 0 would be its default, 4222
+	}
+	var out bytes.Buffer
+	err = serverConf.Execute(&out, struct {
+		ServerConfig
+		HostPort   string
+		MaxPayload int
+		Mirrored   []string // streams of WG with a mirror in HOOKS
+		Own        []string // streams of HOOKS, mirrors included
+	}{c, net.JoinHostPort(host, port), maxPayload, names(truth()), names(hookStreams(true))})
+	if err != nil {
+		return nil, fmt.Errorf("render the broker configuration: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// validate refuses what would make a configuration that looks right and is not: an invalid or repeated key, two probes of one node.
+func (c ServerConfig) validate() error {
+	for _, s := range []string{c.Listen, c.StoreDir} {
+		if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return fmt.Errorf("broker configuration: %q is no listen address or directory", s)
+		}
+	}
+	keys, nodes := map[string]string{}, map[string]bool{}
+	add := func(role, key string) error {
+		if !nkeys.IsValidPublicUserKey(key) {
+			// The text is left out: a seed in the wrong place is a secret.
+			return fmt.Errorf("broker configuration: %s: not the public key of an nkey user (U…)", role)
+		}
+		if other, used := keys[key]; used {
+			return fmt.Errorf("broker configuration: %s and %s have the same key %s", other, role, key)
+		}
+		keys[key] = role
+		return nil
+	}
+	users := []struct{ role, key string }{{WGProvisioner, c.WGProvisioner}, {HooksProvisioner, c.HooksProvisioner}}
+	for _, p := range c.Probes {
+		if nodes[p.Node] {
+			return fmt.Errorf("broker configuration: two probes with the node %q: give one another name", p.Node)
+		}
+		nodes[p.Node] = true
+		users = append(users, struct{ role, key string }{strings.TrimSpace("probe " + p.Node), p.Key})
+	}
+	for role, list := range map[string][]string{Notifier: c.Notifiers, Operator: c.Operators, Reader: c.Readers} {
+		for _, key := range list {
+			users = append(users, struct{ role, key string }{role, key})
+		}
+	}
+	for _, u := range users {
+		if err := add(u.role, u.key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxPayload bounds a client's message, in bytes: a dead letter holds an event of at most events.MaxSize, in base64 in the worst case, and what was tried.
+const maxPayload = 4 * events.MaxSize
+
+// kvScope is the subject under which a probe may write peers' state. The node's token is the one of its state keys.
+func kvScope(node string) string {
+	if node == "" {
+		return stateSubjects + ">"
+	}
+	token, _, _ := strings.Cut(events.StateKey(node, "i", events.Key{}), ".")
+	return stateSubjects + token + ".>"
+}
+
+// quote makes s a string of the configuration language, which knows the two escapes below and reads nothing else in quotes.
+func quote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}

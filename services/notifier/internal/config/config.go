@@ -1,0 +1,335 @@
+// Package config reads the notifier's configuration: environment variables and the hooks file. It reports everything that is wrong at once, by name, file and
+// line, and never shows a secret.
+//
+// It only reads: nothing is opened, dialled or created, and what it returns are plain values. envconfig finds the variables, but every field
+// it fills is a string and is checked here, because envconfig stops at its first error and prints the value. Secrets come from files or variables, never from
+// flags, which every user of a machine can see.
+package config
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/route"
+	"github.com/wgherald/wgherald/services/notifier/internal/sign"
+)
+
+// Config is the notifier's configuration.
+type Config struct {
+	State    string // directory for everything that must last
+	Hooks    []Hook // none is allowed: the notifier is then only a broker
+	Keyring  string // file of the keys whose events count
+	Verify   bool   // whether the keyring is asked at all
+	Listen   string // embedded broker's host:port, on loopback
+	Metrics  string // "host:port", "unix:/path", or "" for none
+	LogLevel slog.Level
+	NATS     NATS
+
+	// Warnings are about what works and is probably not meant; they show no secret.
+	Warnings []string
+}
+
+// NATS says where the broker is and how to log in. The zero value means the embedded broker.
+type NATS struct {
+	URL       Secret // one or several separated by commas; may hold a password
+	NkeyFile  string
+	CredsFile string
+	CAFile    string
+	CertFile  string
+	KeyFile   string
+}
+
+// Embedded reports whether the notifier brings its own broker.
+func (n NATS) Embedded() bool { return n.URL.Reveal() == "" }
+
+// Hook is one configured webhook.
+type Hook struct {
+	Name    string
+	URL     Secret        // http or https
+	Secrets []sign.Secret // signing keys; none sends unsigned requests
+	Rules   route.Rules   // which events it wants; they compile
+	Timeout time.Duration // of one request as a whole
+	Headers map[string]Secret
+}
+
+const (
+	// DefaultHook is the name of the hook that WEBHOOK_URL makes.
+	DefaultHook = "default"
+	// DefaultTimeout is that of a hook which names none.
+	DefaultTimeout = 15 * time.Second
+	// maxTimeout keeps a hanging receiver from holding its peers' events for long.
+	maxTimeout = 5 * time.Minute
+)
+
+// environment is every variable, for envconfig. The names stand whole in the tags and there is no prefix: with one, envconfig would also take
+// LISTEN for NOTIFIER_LISTEN.
+type environment struct {
+	State    string `envconfig:"NOTIFIER_STATE" default:"/var/lib/wgherald-notifier" type:"directory" desc:"state; made with mode 0700"`
+	Hooks    string `envconfig:"NOTIFIER_HOOKS" type:"file" desc:"YAML file of hooks"`
+	URL      string `envconfig:"WEBHOOK_URL" type:"secret URL" desc:"makes a hook named default for all events"`
+	Secret   string `envconfig:"WEBHOOK_SECRET" type:"secret" desc:"signs its requests: whsec_ and base64 of 24 to 64 bytes"`
+	Secrets  string `envconfig:"WEBHOOK_SECRET_FILE" type:"file" desc:"holds that secret, instead of WEBHOOK_SECRET"`
+	Verify   string `envconfig:"NOTIFIER_VERIFY" default:"true" type:"true or false" desc:"deliver only events that a key in the keyring signed"`
+	Keyring  string `envconfig:"NOTIFIER_KEYRING" type:"file" desc:"keys of the probes; keyring in NOTIFIER_STATE when empty"`
+	Listen   string `envconfig:"NOTIFIER_LISTEN" default:"127.0.0.1:4222" type:"loopback host:port" desc:"where the embedded broker listens"`
+	Metrics  string `envconfig:"NOTIFIER_METRICS" type:"host:port or unix:/path" desc:"where metrics are served; nowhere when empty"`
+	LogLevel string `envconfig:"NOTIFIER_LOG_LEVEL" default:"info" type:"debug, info, warn, error" desc:"least level that is logged"`
+
+	NATSURL   string `envconfig:"NATS_URL" type:"URL, URL, …" desc:"broker to use; the notifier embeds one when empty"`
+	NkeyFile  string `envconfig:"NATS_NKEY_FILE" type:"file" desc:"nkey seed to log in with"`
+	CredsFile string `envconfig:"NATS_CREDS_FILE" type:"file" desc:"JWT credentials to log in with"`
+	CAFile    string `envconfig:"NATS_CA_FILE" type:"file" desc:"PEM roots that the broker's certificate must lead to"`
+	CertFile  string `envconfig:"NATS_CERT_FILE" type:"file" desc:"PEM client certificate, with NATS_KEY_FILE"`
+	KeyFile   string `envconfig:"NATS_KEY_FILE" type:"file" desc:"PEM key of the client certificate"`
+}
+
+// usage is a table; envconfig fills it.
+const usage = "VARIABLE\tTYPE\tDEFAULT\tMEANING\n" +
+	`{{range .}}{{usage_key .}}{{"\t"}}{{.Tags.Get "type"}}{{"\t"}}{{with usage_default .}}{{.}}{{else}}-{{end}}{{"\t"}}{{usage_description .}}` + "\n{{end}}"
+
+// Usage prints every variable with its type, default and meaning. An empty variable counts as one that is not set.
+func Usage(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if err := envconfig.Usagef("", &environment{}, table, usage); err != nil {
+		return err
+	}
+	return table.Flush()
+}
+
+// Load reads the environment and the files it names. Its error is Problems: all of them.
+func Load() (Config, error) {
+	var env environment
+	if err := envconfig.Process("", &env); err != nil {
+		return Config{}, err // all fields are strings: this cannot fail
+	}
+	env.tidy()
+	l := loader{read: readFile}
+	c := Config{
+		State:    env.State,
+		Keyring:  env.Keyring,
+		Listen:   env.Listen,
+		Metrics:  env.Metrics,
+		LogLevel: l.level("NOTIFIER_LOG_LEVEL", env.LogLevel),
+		Verify:   l.boolean("NOTIFIER_VERIFY", env.Verify),
+		NATS:     l.nats(env),
+	}
+	if c.Keyring == "" {
+		c.Keyring = filepath.Join(c.State, "keyring")
+	}
+	if err := broker.CheckListen(c.Listen); err != nil {
+		l.wrong("", "%v", err) // it names the variable
+	}
+	l.metrics(c.Metrics)
+	c.Hooks = l.hooks(env)
+	l.misspelt(os.Environ())
+	c.Warnings = l.warnings
+	if len(l.problems) > 0 {
+		return Config{}, l.problems
+	}
+	return c, nil
+}
+
+// tidy trims every value and gives empty ones their default, which compose files make of `${NAME:-}`.
+func (e *environment) tidy() {
+	v := reflect.ValueOf(e).Elem()
+	for i := range v.NumField() {
+		s := strings.TrimSpace(v.Field(i).String())
+		if s == "" {
+			s = v.Type().Field(i).Tag.Get("default")
+		}
+		v.Field(i).SetString(s)
+	}
+}
+
+// loader collects what is wrong while it reads.
+type loader struct {
+	read     func(path string) (file, error)
+	problems Problems
+	warnings []string
+}
+
+// wrong records a problem with a variable. The text shows its value only where that cannot be a secret.
+func (l *loader) wrong(name, format string, args ...any) {
+	l.problems = append(l.problems, Problem{Field: name, Text: fmt.Sprintf(format, args...)})
+}
+
+func (l *loader) warn(format string, args ...any) {
+	l.warnings = append(l.warnings, fmt.Sprintf(format, args...))
+}
+
+func (l *loader) boolean(name, value string) bool {
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		l.wrong(name, "%.40q is neither true nor false", value)
+	}
+	return b
+}
+
+func (l *loader) level(name, value string) slog.Level {
+	switch strings.ToLower(value) {
+	case "debug":
+		return slog.LevelDebug
+	case "info":
+		return slog.LevelInfo
+	case "warn":
+		return slog.LevelWarn
+	case "error":
+		return slog.LevelError
+	}
+	l.wrong(name, "%.40q is none of debug, info, warn, error", value)
+	return 0
+}
+
+func (l *loader) metrics(addr string) {
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		if !filepath.IsAbs(path) {
+			l.wrong("NOTIFIER_METRICS", "%.80q: want an absolute path after unix:", addr)
+		}
+		return
+	}
+	if addr == "" {
+		return
+	}
+	if _, port, err := net.SplitHostPort(addr); err != nil || !isPort(port) {
+		l.wrong("NOTIFIER_METRICS", "%.80q: want host:port, such as 127.0.0.1:9586, or unix:/path", addr)
+	}
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
+}
+
+func (l *loader) nats(env environment) NATS {
+	n := NATS{NewSecret(env.NATSURL), env.NkeyFile, env.CredsFile, env.CAFile, env.CertFile, env.KeyFile}
+	logins := []struct{ name, value string }{
+		{"NATS_NKEY_FILE", n.NkeyFile}, {"NATS_CREDS_FILE", n.CredsFile},
+		{"NATS_CA_FILE", n.CAFile}, {"NATS_CERT_FILE", n.CertFile}, {"NATS_KEY_FILE", n.KeyFile},
+	}
+	if n.Embedded() {
+		for _, v := range logins {
+			if v.value != "" {
+				l.wrong(v.name, "needs NATS_URL: the embedded broker has identities of its own")
+			}
+		}
+		return n
+	}
+	for i, part := range strings.Split(env.NATSURL, ",") {
+		if !isNATSURL(strings.TrimSpace(part)) {
+			l.wrong("NATS_URL", "number %d is not a nats://, tls://, ws:// or wss:// URL", i+1)
+		}
+	}
+	if n.NkeyFile != "" && n.CredsFile != "" {
+		l.wrong("NATS_CREDS_FILE", "set together with NATS_NKEY_FILE: use one of them")
+	}
+	if (n.CertFile == "") != (n.KeyFile == "") {
+		l.wrong("NATS_CERT_FILE", "and NATS_KEY_FILE go together: only one is set")
+	}
+	return n
+}
+
+func isNATSURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.Hostname() == "" {
+		return false
+	}
+	switch u.Scheme {
+	case "nats", "tls", "ws", "wss":
+		return true
+	}
+	return false
+}
+
+// hooks returns the hook of WEBHOOK_URL and those of the file.
+func (l *loader) hooks(env environment) []Hook {
+	var hooks []Hook
+	if env.URL != "" {
+		hooks = append(hooks, l.envHook(env))
+	} else if env.Secret != "" || env.Secrets != "" {
+		l.warn("a webhook secret is set but WEBHOOK_URL is not: no hook uses it")
+	}
+	if env.Hooks == "" {
+		return hooks
+	}
+	f, err := l.read(env.Hooks)
+	if err != nil {
+		l.wrong("NOTIFIER_HOOKS", "%v", err)
+		return hooks
+	}
+	taken := map[string]string{}
+	for _, h := range hooks {
+		taken[h.Name] = "WEBHOOK_URL"
+	}
+	parsed := parseHooks(env.Hooks, f.text, taken, l.read)
+	l.problems = append(l.problems, parsed.problems...)
+	l.warnings = append(l.warnings, parsed.warnings...)
+	if parsed.inline && f.open {
+		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", env.Hooks)
+	}
+	return append(hooks, parsed.hooks...)
+}
+
+func (l *loader) envHook(env environment) Hook {
+	h := Hook{Name: DefaultHook, URL: NewSecret(env.URL), Timeout: DefaultTimeout}
+	if err := checkURL(env.URL); err != nil {
+		l.wrong("WEBHOOK_URL", "%v", err)
+	}
+	switch {
+	case env.Secret != "" && env.Secrets != "":
+		l.wrong("WEBHOOK_SECRET_FILE", "set together with WEBHOOK_SECRET: use one of them")
+	case env.Secret != "":
+		h.Secrets = l.secret("WEBHOOK_SECRET", env.Secret)
+	case env.Secrets != "":
+		f, err := l.read(env.Secrets)
+		if err != nil {
+			l.wrong("WEBHOOK_SECRET_FILE", "%v", err)
+			break
+		}
+		if f.open {
+			l.warn("secret file %s is readable by everybody: chmod o-r", env.Secrets)
+		}
+		h.Secrets = l.secret("WEBHOOK_SECRET_FILE", string(f.text))
+	}
+	return h
+}
+
+func (l *loader) secret(name, text string) []sign.Secret {
+	s, err := parseSecret(text)
+	if err != nil {
+		l.wrong(name, "%v", err)
+		return nil
+	}
+	return []sign.Secret{s}
+}
+
+// misspelt warns of variables that are one or two letters from one of ours. Others with our prefixes may be anybody's: Kubernetes sets NOTIFIER_PORT
+// for a service named notifier.
+func (l *loader) misspelt(environ []string) {
+	var known []string
+	t := reflect.TypeFor[environment]()
+	for i := range t.NumField() {
+		known = append(known, t.Field(i).Tag.Get("envconfig"))
+	}
+	for _, e := range environ {
+		name, _, _ := strings.Cut(e, "=")
+		if !strings.HasPrefix(name, "NOTIFIER_") && !strings.HasPrefix(name, "WEBHOOK_") {
+			continue
+		}
+		if s := suggest(name, known); s != "" && s != name {
+			l.warn("environment variable %s is not known: did you mean %s?", name, s)
+		}
+	}
+}

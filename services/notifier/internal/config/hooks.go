@@ -1,0 +1,404 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/route"
+	"github.com/wgherald/wgherald/services/notifier/internal/sign"
+)
+
+// hookName is also a token of subjects and part of a consumer's name.
+var hookName = regexp.MustCompile(`^[a-z0-9_-]{1,32}$`)
+
+// showable is a key of the file that may be repeated in an error: too long a one, or one with digits, may be a secret in the wrong place.
+var showable = regexp.MustCompile(`^[A-Za-z_-]{1,24}$`)
+
+// parsedHooks is what a hooks file holds, or what is wrong with it.
+type parsedHooks struct {
+	hooks    []Hook
+	problems Problems
+	warnings []string
+	inline   bool // the file itself holds a URL, a secret or a header
+}
+
+// hooksParser walks the syntax tree by itself, and does not decode into structs, so that every mistake is found in one run and keeps its line. It takes plain
+// YAML: mappings, sequences and scalars. Anchors, aliases and tags are refused.
+type hooksParser struct {
+	parsedHooks
+	file  string
+	read  func(path string) (file, error)
+	taken map[string]string // hook name → where it is
+	hook  string            // being parsed, as Problem.Hook
+}
+
+// parseHooks reads a hooks file. taken holds the names that are used elsewhere, with where; read opens the files that hooks name, whose relative paths count from
+// the hooks file.
+func parseHooks(path string, text []byte, taken map[string]string, read func(string) (file, error)) parsedHooks {
+	p := &hooksParser{file: path, read: read, taken: taken}
+	tree, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		p.syntax(err)
+		return p.parsedHooks
+	}
+	var body ast.Node
+	for _, doc := range tree.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		if body != nil {
+			p.wrong(doc.Body, "", "a second YAML document: put all hooks into one list")
+			break
+		}
+		body = doc.Body
+	}
+	if body == nil {
+		p.problems = append(p.problems, Problem{File: path, Text: "empty: want a list under hooks:"})
+		return p.parsedHooks
+	}
+	found := false
+	p.mapping(body, "", []string{"hooks"}, func(_ string, _, value ast.Node) {
+		found = true
+		for i, n := range p.sequence(value, "hooks", "a list of hooks") {
+			p.hook = fmt.Sprintf("#%d", i+1)
+			p.one(n)
+			p.hook = ""
+		}
+	})
+	if !found && len(p.problems) == 0 {
+		p.wrong(body, "hooks", "missing")
+	}
+	if len(p.problems) > 0 {
+		p.hooks = nil
+	}
+	return p.parsedHooks
+}
+
+// syntax reports what the parser could not read. Only its message and line are used: its full text shows the source, secrets and all.
+func (p *hooksParser) syntax(err error) {
+	problem := Problem{File: p.file, Text: "not YAML"}
+	var e yaml.Error
+	if errors.As(err, &e) {
+		problem.Text = "not YAML: " + e.GetMessage()
+		if tk := e.GetToken(); tk != nil && tk.Position != nil {
+			problem.Line = tk.Position.Line
+		}
+	}
+	p.problems = append(p.problems, problem)
+}
+
+func (p *hooksParser) wrong(at ast.Node, field, format string, args ...any) {
+	line := 0
+	if tk := at.GetToken(); tk != nil && tk.Position != nil {
+		line = tk.Position.Line
+	}
+	p.problems = append(p.problems, Problem{File: p.file, Line: line, Hook: p.hook, Field: field, Text: fmt.Sprintf(format, args...)})
+}
+
+func (p *hooksParser) warn(format string, args ...any) {
+	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+}
+
+// hookFields are the keys of a hook, as an error lists them.
+var hookFields = []string{
+	"name", "url", "url_file", "secret", "secrets", "secret_file", "secret_files",
+	"types", "nodes", "interfaces", "peers", "tags", "timeout", "headers",
+}
+
+// one reads a hook.
+func (p *hooksParser) one(n ast.Node) {
+	m, ok := n.(*ast.MappingNode)
+	if !ok {
+		p.unfit(n, "", "a mapping (key: value lines)")
+		return
+	}
+	h := Hook{Timeout: DefaultTimeout}
+	p.nameOf(m, &h)
+	var urls, secrets []string // keys that were given, of which one may be
+	p.mapping(n, "", hookFields, func(key string, at, value ast.Node) {
+		switch key {
+		case "name":
+			// read already: problems of the other fields show it
+		case "url", "url_file":
+			urls = append(urls, key)
+			if text, ok := p.secretText(value, key, key == "url_file"); ok {
+				h.URL = NewSecret(text)
+				if err := checkURL(text); err != nil {
+					p.wrong(value, key, "%v", err)
+				}
+			}
+		case "secret", "secrets", "secret_file", "secret_files":
+			secrets = append(secrets, key)
+			h.Secrets = p.secrets(value, key)
+		case "types":
+			h.Rules.Types = p.globs(value, key, func(g string) route.Rules { return route.Rules{Types: []string{g}} })
+		case "nodes":
+			h.Rules.Nodes = p.globs(value, key, func(g string) route.Rules { return route.Rules{Nodes: []string{g}} })
+		case "interfaces":
+			h.Rules.Interfaces = p.globs(value, key, func(g string) route.Rules { return route.Rules{Interfaces: []string{g}} })
+		case "peers":
+			h.Rules.Peers = p.globs(value, key, func(g string) route.Rules { return route.Rules{Peers: []string{g}} })
+		case "tags":
+			h.Rules.Tags = p.globs(value, key, func(g string) route.Rules { return route.Rules{Tags: []string{g}} })
+		case "timeout":
+			h.Timeout = p.timeout(value)
+		case "headers":
+			h.Headers = p.headers(value)
+		}
+	})
+	switch {
+	case len(urls) == 0:
+		p.wrong(n, "url", "missing: give url or url_file")
+	case len(urls) > 1:
+		p.wrong(n, "url_file", "given together with url: use one of them")
+	}
+	if len(secrets) > 1 {
+		p.wrong(n, secrets[1], "given together with %s: use one of them", secrets[0])
+	}
+	p.hooks = append(p.hooks, h)
+}
+
+// nameOf reads the hook's name ahead of its other fields.
+func (p *hooksParser) nameOf(m *ast.MappingNode, h *Hook) {
+	for _, v := range m.Values {
+		if text, ok := scalar(v.Key); !ok || text != "name" {
+			continue
+		}
+		name, ok := p.text(v.Value, "name")
+		switch {
+		case !ok:
+		case !hookName.MatchString(name):
+			p.wrong(v.Value, "name", "want 1 to 32 of a-z, 0-9, _ and -")
+		case p.taken[name] != "":
+			p.wrong(v.Value, "name", "%s is taken already by the hook of %s", name, p.taken[name])
+		default:
+			h.Name, p.hook = name, name
+			p.taken[name] = fmt.Sprintf("line %d", v.Value.GetToken().Position.Line)
+		}
+		return
+	}
+	p.wrong(m, "name", "missing")
+}
+
+// unfit reports a node of another kind than the one wanted.
+func (p *hooksParser) unfit(n ast.Node, field, want string) {
+	switch n.(type) {
+	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode:
+		p.wrong(n, field, "anchors, aliases and tags are not supported: write the value out")
+	default:
+		p.wrong(n, field, "want %s", want)
+	}
+}
+
+// mapping calls each for every known key of n, and reports unknown and repeated ones.
+func (p *hooksParser) mapping(n ast.Node, field string, known []string, each func(key string, at, value ast.Node)) {
+	m, ok := n.(*ast.MappingNode)
+	if !ok {
+		p.unfit(n, field, "a mapping (key: value lines)")
+		return
+	}
+	seen := map[string]bool{}
+	for _, v := range m.Values {
+		key, ok := scalar(v.Key)
+		switch {
+		case !ok:
+			p.wrong(v.Key, field, "a key must be plain text")
+		case known != nil && !slices.Contains(known, key):
+			p.unknown(v.Key, key, known)
+		case seen[key]:
+			p.wrong(v.Key, key, "given twice")
+		default:
+			seen[key] = true
+			each(key, v.Key, v.Value)
+		}
+	}
+}
+
+func (p *hooksParser) unknown(at ast.Node, key string, known []string) {
+	if !showable.MatchString(key) {
+		p.wrong(at, "", "unknown key; known are %s", strings.Join(known, ", "))
+		return
+	}
+	if s := suggest(strings.ToLower(key), known); s != "" {
+		p.wrong(at, key, "unknown key: did you mean %s?", s)
+		return
+	}
+	p.wrong(at, key, "unknown key; known are %s", strings.Join(known, ", "))
+}
+
+// sequence returns the elements of n, which must be a list of what.
+func (p *hooksParser) sequence(n ast.Node, field, what string) []ast.Node {
+	s, ok := n.(*ast.SequenceNode)
+	if !ok {
+		p.unfit(n, field, what)
+		return nil
+	}
+	return s.Values
+}
+
+// list returns the elements of n, or n itself: one value may stand without a list around it.
+func (p *hooksParser) list(n ast.Node, field string) []ast.Node {
+	s, ok := n.(*ast.SequenceNode)
+	if !ok {
+		return []ast.Node{n}
+	}
+	if len(s.Values) == 0 {
+		p.wrong(n, field, "empty list: leave the key out")
+	}
+	return s.Values
+}
+
+// text returns a scalar that is not empty.
+func (p *hooksParser) text(n ast.Node, field string) (string, bool) {
+	text, ok := scalar(n)
+	if !ok {
+		p.unfit(n, field, "a single value")
+		return "", false
+	}
+	text = strings.TrimSpace(text)
+	if text == "" {
+		p.wrong(n, field, "empty")
+		return "", false
+	}
+	return text, true
+}
+
+// scalar returns the text of a scalar as it is written: a node named 1 or true is no number.
+func scalar(n ast.Node) (string, bool) {
+	switch n := n.(type) {
+	case *ast.StringNode:
+		return n.Value, true
+	case *ast.LiteralNode:
+		return n.Value.Value, true
+	case *ast.NullNode:
+		return "", true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
+		return n.GetToken().Value, true
+	}
+	return "", false
+}
+
+// secretText returns a secret that stands in the file, or in the file it names.
+func (p *hooksParser) secretText(n ast.Node, field string, named bool) (string, bool) {
+	text, ok := p.text(n, field)
+	if !ok {
+		return "", false
+	}
+	if !named {
+		p.inline = true
+		return text, true
+	}
+	path := text
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(filepath.Dir(p.file), path)
+	}
+	f, err := p.read(path)
+	if err != nil {
+		p.wrong(n, field, "%v", err)
+		return "", false
+	}
+	if f.open {
+		p.warn("secret file %s is readable by everybody: chmod o-r", path)
+	}
+	text = strings.TrimSpace(string(f.text))
+	if text == "" {
+		p.wrong(n, field, "file %s is empty", path)
+		return "", false
+	}
+	return text, true
+}
+
+func (p *hooksParser) secrets(n ast.Node, field string) []sign.Secret {
+	nodes := []ast.Node{n}
+	if strings.HasSuffix(field, "s") {
+		nodes = p.list(n, field)
+	}
+	var list []sign.Secret
+	for _, n := range nodes {
+		text, ok := p.secretText(n, field, strings.HasPrefix(field, "secret_file"))
+		if !ok {
+			continue
+		}
+		s, err := parseSecret(text)
+		if err != nil {
+			p.wrong(n, field, "%v", err)
+			continue
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// globs returns the patterns of one field. rules puts a pattern into its field, so that route judges each with its line.
+func (p *hooksParser) globs(n ast.Node, field string, rules func(string) route.Rules) []string {
+	var list []string
+	for _, n := range p.list(n, field) {
+		glob, ok := p.text(n, field)
+		if !ok {
+			continue
+		}
+		if _, err := route.Compile(rules(glob)); err != nil {
+			p.wrong(n, field, "%s", strings.TrimPrefix(err.Error(), field+": "))
+			continue
+		}
+		list = append(list, glob)
+	}
+	return list
+}
+
+func (p *hooksParser) timeout(n ast.Node) time.Duration {
+	text, ok := p.text(n, "timeout")
+	if !ok {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil:
+		p.wrong(n, "timeout", "%.40q is not a duration with its unit, such as 15s", text)
+	case d <= 0 || d > maxTimeout:
+		p.wrong(n, "timeout", "%s is not between 0 and %s", text, maxTimeout)
+	}
+	return d
+}
+
+// ownHeaders are set for every request; a hook cannot.
+var ownHeaders = []string{
+	"Content-Type", "Content-Length", "Transfer-Encoding", "Connection", "Host", "Trailer", "Upgrade",
+	http.CanonicalHeaderKey(sign.HeaderID), http.CanonicalHeaderKey(sign.HeaderTimestamp), http.CanonicalHeaderKey(sign.HeaderSignature),
+}
+
+// headerName is a token of RFC 9110, section 5.6.2.
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+
+func (p *hooksParser) headers(n ast.Node) map[string]Secret {
+	headers := map[string]Secret{}
+	p.mapping(n, "headers", nil, func(key string, at, value ast.Node) {
+		name := http.CanonicalHeaderKey(key)
+		text, ok := p.secretText(value, "headers", false)
+		switch {
+		case !ok:
+		case !headerName.MatchString(key):
+			p.wrong(at, "headers", "a key is not the name of a header")
+		case slices.Contains(ownHeaders, name):
+			p.wrong(at, "headers", "%s is set by the notifier", name)
+		case strings.ContainsFunc(text, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
+			p.wrong(at, "headers", "the value of %s has a line break or another control character", name)
+		default:
+			if _, twice := headers[name]; twice {
+				p.wrong(at, "headers", "%s given twice", name)
+			}
+			headers[name] = NewSecret(text)
+		}
+	})
+	return headers
+}

@@ -1,0 +1,280 @@
+package config
+
+import (
+	"errors"
+	"io/fs"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/route"
+	"github.com/wgherald/wgherald/services/notifier/internal/sign"
+)
+
+// Secrets of the tests. The marker is in everything that must never be shown.
+const (
+	marker  = "hunter2"
+	secretA = "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMg==" // base64 of hunter2 four times
+	secretB = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+)
+
+// fakeFiles is a read function over a map from path to content; a content that starts with "open:" is readable by everybody.
+func fakeFiles(files map[string]string) func(string) (file, error) {
+	return func(path string) (file, error) {
+		text, ok := files[path]
+		if !ok {
+			return file{}, fileError(path, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist})
+		}
+		text, open := strings.CutPrefix(text, "open:")
+		return file{[]byte(text), open}, nil
+	}
+}
+
+var testFiles = fakeFiles(map[string]string{
+	"/etc/wg/url":     "https://example.org/" + marker + "\n",
+	"/etc/wg/a":       secretA + "\n",
+	"/etc/wg/b":       "open:" + secretB,
+	"/etc/wg/empty":   " \n",
+	"/etc/wg/url.bad": "ftp://" + marker,
+})
+
+func parse(text string) parsedHooks {
+	return parseHooks("/etc/wg/hooks.yaml", []byte(text), map[string]string{"default": "WEBHOOK_URL"}, testFiles)
+}
+
+func mustSecret(t *testing.T, text string) sign.Secret {
+	t.Helper()
+	s, err := sign.ParseSecret(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+var compareSecrets = cmp.AllowUnexported(sign.Secret{})
+
+func TestHooksFile(t *testing.T) {
+	t.Parallel()
+	a, b := mustSecret(t, secretA), mustSecret(t, secretB)
+	for name, tt := range map[string]struct {
+		yaml     string
+		want     []Hook
+		warnings []string
+	}{
+		"the least a hook needs": {
+			yaml: "hooks:\n- name: ops\n  url: https://example.org/x\n",
+			want: []Hook{{Name: "ops", URL: NewSecret("https://example.org/x"), Timeout: 15 * time.Second}},
+		},
+		"everything, twice": {
+			yaml: `
+# comments are welcome
+hooks:
+  - name: ops
+    url_file: url
+    secret_files: [a, /etc/wg/b]
+    types: ["wg.peer.*", wg.probe.stopped]
+    nodes: vpn-*
+    interfaces: [wg0]
+    peers: [alice-*, "KwfWM3PFygTCMD9DF5DNMCIG9VljSQmV9lbS4tqeDjg="]
+    tags: [staff]
+    timeout: 2.5s
+    headers:
+      authorization: Bearer hunter2
+      X-Team: 7
+  - {name: flow-style_2, url: "http://[::1]:8080/x", secrets: [` + secretA + `, ` + secretB + `], nodes: [1, true, 1.50]}
+`,
+			want: []Hook{
+				{
+					Name: "ops", URL: NewSecret("https://example.org/hunter2"), Secrets: []sign.Secret{a, b}, Timeout: 2500 * time.Millisecond,
+					Rules: route.Rules{
+						Types: []string{"wg.peer.*", "wg.probe.stopped"}, Nodes: []string{"vpn-*"}, Interfaces: []string{"wg0"},
+						Peers: []string{"alice-*", "KwfWM3PFygTCMD9DF5DNMCIG9VljSQmV9lbS4tqeDjg="}, Tags: []string{"staff"},
+					},
+					Headers: map[string]Secret{"Authorization": NewSecret("Bearer hunter2"), "X-Team": NewSecret("7")},
+				},
+				{
+					Name: "flow-style_2", URL: NewSecret("http://[::1]:8080/x"), Secrets: []sign.Secret{a, b}, Timeout: 15 * time.Second,
+					Rules: route.Rules{Nodes: []string{"1", "true", "1.50"}},
+				},
+			},
+			warnings: []string{"secret file /etc/wg/b is readable by everybody: chmod o-r"},
+		},
+		"one secret in a file, one value without a list": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', secret_file: a, types: wg.peer.connected}",
+			want: []Hook{{
+				Name: "a", URL: NewSecret("https://h"), Secrets: []sign.Secret{a}, Timeout: 15 * time.Second,
+				Rules: route.Rules{Types: []string{"wg.peer.connected"}},
+			}},
+		},
+		"a list of none": {yaml: "hooks: []"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := parse(tt.yaml)
+			if len(got.problems) > 0 {
+				t.Fatal(got.problems)
+			}
+			if diff := cmp.Diff(tt.want, got.hooks, compareSecrets, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("hooks (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.warnings, got.warnings); diff != "" {
+				t.Errorf("warnings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestHooksFileMistakes(t *testing.T) {
+	t.Parallel()
+	hook := func(lines string) string { // the hook's fields start in line 4
+		return "hooks:\n- name: ops\n  url: https://h\n  " + strings.ReplaceAll(lines, "\n", "\n  ")
+	}
+	const (
+		makeOne = `: make one with: echo "whsec_$(openssl rand -base64 32)"`
+		known   = "name, url, url_file, secret, secrets, secret_file, secret_files, types, nodes, interfaces, peers, tags, timeout, headers"
+	)
+	for name, tt := range map[string]struct {
+		yaml string
+		want []string // without the file
+	}{
+		"nothing":                       {"", []string{" empty: want a list under hooks:"}},
+		"only a comment":                {"# hooks:", []string{" empty: want a list under hooks:"}},
+		"a scalar":                      {"hooks", []string{"1: want a mapping (key: value lines)"}},
+		"a list":                        {"- name: a", []string{"1: want a mapping (key: value lines)"}},
+		"an empty mapping":              {"{}", []string{"1: hooks: missing"}},
+		"another key":                   {"hook: []", []string{"1: hook: unknown key: did you mean hooks?"}},
+		"no value":                      {"hooks:", []string{"1: hooks: want a list of hooks"}},
+		"a mapping of hooks":            {"hooks:\n  ops:\n    url: x", []string{"2: hooks: want a list of hooks"}},
+		"a hook that is a text":         {"hooks: [hunter2]", []string{"1: hook #1: want a mapping (key: value lines)"}},
+		"an empty hook":                 {"hooks:\n- {}", []string{"2: hook #1: name: missing", "2: hook #1: url: missing: give url or url_file"}},
+		"two documents":                 {"hooks: []\n---\nhooks: []", []string{"3: a second YAML document: put all hooks into one list"}},
+		"not YAML":                      {"hooks: [hunter2", []string{"1: not YAML: sequence end token ']' not found"}},
+		"a tab":                         {"hooks:\n\t- name: hunter2", []string{"2: not YAML: found character '\t' that cannot start any token"}},
+		"an alias":                      {"hooks:\n- &x {name: a, url: 'http://h'}\n- *x", []string{"2: hook #1: anchors, aliases and tags are not supported: write the value out", "3: hook #2: anchors, aliases and tags are not supported: write the value out"}},
+		"a name in capitals":            {"hooks:\n- name: Ops\n  url: http://h", []string{"2: hook #1: name: want 1 to 32 of a-z, 0-9, _ and -"}},
+		"a name too long":               {"hooks:\n- name: " + strings.Repeat("a", 33) + "\n  url: http://h", []string{"2: hook #1: name: want 1 to 32 of a-z, 0-9, _ and -"}},
+		"a name that is a list":         {"hooks:\n- name: [a]\n  url: http://h", []string{"2: hook #1: name: want a single value"}},
+		"a name twice":                  {"hooks:\n- name: a\n  url: http://h\n- url: http://h\n  name: a", []string{"5: hook #2: name: a is taken already by the hook of line 2"}},
+		"the name of WEBHOOK_URL":       {"hooks:\n- name: default\n  url: http://h", []string{"2: hook #1: name: default is taken already by the hook of WEBHOOK_URL"}},
+		"a misspelt key":                {hook("tiemout: 3s"), []string{"4: hook ops: tiemout: unknown key: did you mean timeout?"}},
+		"a key in capitals":             {hook("Types: wg.peer.*"), []string{"4: hook ops: Types: unknown key: did you mean types?"}},
+		"an unknown key":                {hook("retries: 3"), []string{"4: hook ops: retries: unknown key; known are " + known}},
+		"a secret where a key should":   {hook("whsec_hunter2: x"), []string{"4: hook ops: unknown key; known are " + known}},
+		"a key twice":                   {hook("timeout: 1s\ntimeout: 2s"), []string{"5: hook ops: timeout: given twice"}},
+		"no url":                        {"hooks:\n- name: a", []string{"2: hook a: url: missing: give url or url_file"}},
+		"two urls":                      {hook("url_file: url"), []string{"2: hook ops: url_file: given together with url: use one of them"}},
+		"a url file that is not there":  {"hooks:\n- name: a\n  url_file: nope", []string{"3: hook a: url_file: file /etc/wg/nope cannot be read: file does not exist"}},
+		"a url file with another thing": {"hooks:\n- name: a\n  url_file: url.bad", []string{"3: hook a: url_file: want an http:// or https:// URL"}},
+		"a url of another kind":         {"hooks:\n- name: a\n  url: hunter2://x", []string{"3: hook a: url: want an http:// or https:// URL"}},
+		"a url without a host":          {"hooks:\n- name: a\n  url: https:///hunter2", []string{"3: hook a: url: the URL has no host"}},
+		"a url with a broken password":  {"hooks:\n- name: a\n  url: 'https://u:hunter2%zz@h/'", []string{"3: hook a: url: not a URL"}},
+		"a url with a broken port":      {"hooks:\n- name: a\n  url: 'https://u:hunter2@h:99999/'", []string{"3: hook a: url: the URL's port is not between 0 and 65535"}},
+		"a secret without its prefix":   {hook("secret: hunter2"), []string{"4: hook ops: secret: secret does not start with whsec_" + makeOne}},
+		"a secret that is no base64":    {hook("secret: whsec_hunter2"), []string{"4: hook ops: secret: secret is no base64 after whsec_" + makeOne}},
+		"a secret too short":            {hook("secrets:\n- " + secretA + "\n- whsec_aHVudGVyMg=="), []string{"6: hook ops: secrets: secret has 7 bytes, want 24 to 64" + makeOne}},
+		"secrets in two ways":           {hook("secret: " + secretA + "\nsecret_file: a"), []string{"2: hook ops: secret_file: given together with secret: use one of them"}},
+		"an empty secret file":          {hook("secret_file: empty"), []string{"4: hook ops: secret_file: file /etc/wg/empty is empty"}},
+		"an empty list":                 {hook("secrets: []"), []string{"4: hook ops: secrets: empty list: leave the key out"}},
+		"a secret that is a mapping":    {hook("secret: {a: hunter2}"), []string{"4: hook ops: secret: want a single value"}},
+		"a type that there is not":      {hook("types:\n- wg.peer.*\n- wg.pear.*"), []string{`6: hook ops: types: pattern "wg.pear.*" matches no event type`}},
+		"a malformed glob":              {hook("nodes: ['vpn-[']"), []string{`4: hook ops: nodes: pattern "vpn-[" is malformed`}},
+		"an empty glob":                 {hook("tags: [staff, '']"), []string{"4: hook ops: tags: empty"}},
+		"a glob that is a list":         {hook("peers: [[a]]"), []string{"4: hook ops: peers: want a single value"}},
+		"a timeout without unit":        {hook("timeout: 15"), []string{`4: hook ops: timeout: "15" is not a duration with its unit, such as 15s`}},
+		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0 and 5m0s"}},
+		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0 and 5m0s"}},
+		"headers as a list":             {hook("headers: [a]"), []string{"4: hook ops: headers: want a mapping (key: value lines)"}},
+		"a header of ours":              {hook("headers:\n  webhook-id: hunter2"), []string{"5: hook ops: headers: Webhook-Id is set by the notifier"}},
+		"a header in two cases":         {hook("headers:\n  x-a: 1\n  X-A: 2"), []string{"6: hook ops: headers: X-A given twice"}},
+		"a header name with a space":    {hook("headers:\n  'x hunter2': 1"), []string{"5: hook ops: headers: a key is not the name of a header"}},
+		"a header with a line break":    {hook("headers:\n  x-a: \"hunter2\\r\\nx-b: 1\""), []string{"5: hook ops: headers: the value of X-A has a line break or another control character"}},
+		"several at once": {
+			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
+			[]string{
+				"3: hook a: url: want an http:// or https:// URL",
+				"4: hook a: tipes: unknown key: did you mean types?",
+				"5: hook #2: name: want 1 to 32 of a-z, 0-9, _ and -",
+				`7: hook #2: timeout: "soon" is not a duration with its unit, such as 15s`,
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := parse(tt.yaml)
+			var lines []string
+			for _, p := range got.problems {
+				lines = append(lines, strings.TrimPrefix(p.String(), "/etc/wg/hooks.yaml:"))
+			}
+			if diff := cmp.Diff(tt.want, lines); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+			if strings.Contains(got.problems.Error(), marker) {
+				t.Errorf("a secret shows in: %v", got.problems)
+			}
+			if got.hooks != nil {
+				t.Errorf("hooks in spite of problems: %v", got.hooks)
+			}
+		})
+	}
+}
+
+func FuzzParseHooks(f *testing.F) {
+	f.Add("hooks:\n- name: ops\n  url: https://h\n  secret: " + secretA + "\n  types: [wg.peer.*]\n  headers: {a: b}\n  timeout: 3s\n")
+	f.Add("hooks:\n- &a {name: x, <<: *a}\n---\n? [a]\n: |\n  text\n")
+	f.Add("{hooks: [{name: !!str a, url_file: a, secret_files: [a, b], nodes: .inf, peers: ~}]}")
+	f.Fuzz(func(t *testing.T, text string) {
+		got := parse(text)
+		if len(got.problems) > 0 && got.hooks != nil {
+			t.Error("hooks in spite of problems")
+		}
+		names := map[string]bool{"default": true}
+		for _, h := range got.hooks {
+			if !hookName.MatchString(h.Name) || names[h.Name] {
+				t.Errorf("name %q", h.Name)
+			}
+			names[h.Name] = true
+			if err := checkURL(h.URL.Reveal()); err != nil {
+				t.Error(err)
+			}
+			if h.Timeout <= 0 || h.Timeout > maxTimeout {
+				t.Errorf("timeout %v", h.Timeout)
+			}
+			if _, err := route.Compile(h.Rules); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, p := range got.problems {
+			if p.Text == "" || p.File == "" {
+				t.Errorf("a problem without words: %+v", p)
+			}
+		}
+	})
+}
+
+func TestSuggest(t *testing.T) {
+	t.Parallel()
+	for word, want := range map[string]string{
+		"timeout": "timeout", "time_out": "timeout", "urlfile": "url_file", "secrte": "secret", "node": "nodes", "ur": "url", "xyz": "", "": "",
+	} {
+		if got := suggest(word, hookFields); got != want {
+			t.Errorf("%q: %q, want %q", word, got, want)
+		}
+	}
+}
+
+func TestFilesAreReadWithinBounds(t *testing.T) {
+	t.Parallel()
+	if _, err := readFile("/dev/zero"); err == nil || !strings.Contains(err.Error(), "/dev/zero is larger than") {
+		t.Errorf("endless file: %v", err)
+	}
+	if _, err := readFile(t.TempDir()); err == nil || !strings.Contains(err.Error(), "is a directory") {
+		t.Errorf("directory: %v", err)
+	}
+	_, err := readFile("/nonexistent/file")
+	if want := "file /nonexistent/file cannot be read: no such file or directory"; err == nil || err.Error() != want || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing file: %v", err)
+	}
+}

@@ -1,0 +1,192 @@
+package consume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
+	"github.com/wgherald/wgherald/services/notifier/internal/route"
+)
+
+// Hook is one configured webhook.
+type Hook struct {
+	Name   string // [a-z0-9_-]{1,32}: it is part of subjects and of the consumer's name
+	Target deliver.Target
+	Filter route.Filter
+	Format render.Format
+	Retry  retry.Policy
+}
+
+// Attempt is what an Observer learns of each attempt to deliver.
+type Attempt struct {
+	Hook        string
+	EventID     string
+	Number      int // 1 is the first
+	Result      deliver.Result
+	SinceStored time.Duration // from the event's storage in the stream to the end of the attempt
+}
+
+// Load is how much a hook has to do.
+type Load struct {
+	Pending  uint64 // messages in the stream that the hook has not got yet, as of the last message it got
+	Held     int    // messages it has and has not acknowledged
+	InFlight int    // attempts under way
+}
+
+// Observer is told what happens. Its methods are called from the goroutine that serves the hook and must not block; several hooks call at a time.
+type Observer interface {
+	Attempted(Attempt)
+	Buried(hook string, class deadletter.Class) // a dead letter was stored
+	Loaded(hook string, load Load)
+}
+
+// Config is what a Consumer needs. Every field is required.
+type Config struct {
+	JetStream jetstream.JetStream
+	Hook      Hook
+	Version   string // of the notifier, for the User-Agent
+	// Verify reads an event and proves its origin, as events.Verify does. An error that matches events.ErrUnverified says that it is an event of
+	// unproven origin, any other that it is no event.
+	Verify   func(body []byte, signature string) (*events.Event, error)
+	Observer Observer
+	Log      *slog.Logger
+}
+
+const (
+	group     = "hook" // of the pinned client
+	holdLimit = 750    // un-acked messages at which a hook stops pulling; the rest up to MaxAckPending is for recovery
+	// maxAckPending bounds what a consumer may have delivered and not acknowledged. At the bound it stands still.
+	maxAckPending = 1000
+	stopGrace     = 3 * time.Second // for attempts under way when the hook stops
+	requestWait   = 5 * time.Second // for one request to the server
+	tryAgain      = time.Second     // after a failed request to the server
+	recoverPoll   = 250 * time.Millisecond
+	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
+)
+
+// timing holds the intervals that tests shorten.
+type timing struct {
+	ackWait   time.Duration // after which an un-acked message comes back
+	pinnedTTL time.Duration // after which an owner that does not pull loses the hook
+}
+
+// Consumer delivers to one hook.
+type Consumer struct {
+	Config
+	timing
+	sender *deliver.Sender
+	ready  chan struct{}
+
+	// attempts remembers, by stream sequence, how the delivery of un-acked messages went so far. It outlives a session: a lost connection must not
+	// make every waiting retry start from the beginning.
+	attempts map[uint64]*history
+	// resume is the first stream sequence that a consumer deleted behind our back would have had to deliver next, 0 while there was none.
+	resume uint64
+}
+
+// New checks the hook's target and schedule and returns a consumer for it.
+func New(c Config) (*Consumer, error) {
+	sender, err := deliver.New(c.Hook.Target, c.Version)
+	if err = errors.Join(err, c.Hook.Retry.Validate()); err != nil {
+		return nil, fmt.Errorf("hook %s: %w", c.Hook.Name, err)
+	}
+	c.Log = c.Log.With("hook", c.Hook.Name)
+	return &Consumer{
+		Config:   c,
+		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second},
+		sender:   sender,
+		ready:    make(chan struct{}),
+		attempts: map[uint64]*history{},
+	}, nil
+}
+
+// Durable returns the name of a hook's consumer on the stream of events.
+func Durable(hook string) string { return "hook-" + hook }
+
+// Ready is closed once the hook has its consumer, and with it its place in the stream.
+func (c *Consumer) Ready() <-chan struct{} { return c.ready }
+
+// Run serves the hook until ctx ends, and then returns nil. It outlasts an absent broker, stream or consumer, saying so once. When ctx ends, attempts
+// under way get up to 3 s, what is held is handed back, and the next owner can start at once.
+func (c *Consumer) Run(ctx context.Context) error {
+	defer c.sender.Close()
+	var last string
+	for ctx.Err() == nil {
+		cons, err := c.open(ctx)
+		if err != nil {
+			if ctx.Err() == nil && err.Error() != last {
+				last = err.Error()
+				c.Log.Warn("hook waits for its consumer", "error", err)
+			}
+			sleep(ctx, tryAgain)
+			continue
+		}
+		select {
+		case <-c.ready:
+		default:
+			close(c.ready)
+		}
+		if last != "" {
+			last = ""
+			c.Log.Info("hook has its consumer")
+		}
+		c.resume = newSession(c, cons).run(ctx)
+	}
+	return nil
+}
+
+// open returns the hook's durable consumer with the settings of this version, making it when there is none. A new hook starts with new events; a
+// consumer that was deleted behind our back starts where it was.
+func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestWait)
+	defer cancel()
+	name := Durable(c.Hook.Name)
+	cons, err := c.JetStream.Consumer(ctx, events.StreamEvents, name)
+	var have jetstream.ConsumerConfig
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		have = jetstream.ConsumerConfig{Durable: name, DeliverPolicy: jetstream.DeliverNewPolicy}
+		if c.resume > 0 {
+			have.DeliverPolicy, have.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.resume
+			c.Log.Warn("consumer was deleted, it is made again", "from_sequence", c.resume)
+		}
+	case err != nil:
+		return nil, fmt.Errorf("read consumer %s: %w", name, err)
+	default:
+		have = cons.CachedInfo().Config
+		if have.AckPolicy == jetstream.AckExplicitPolicy && have.AckWait == c.ackWait && have.MaxDeliver == -1 && have.MaxAckPending == maxAckPending &&
+			have.BackOff == nil && have.PriorityPolicy == jetstream.PriorityPolicyPinned && have.PinnedTTL == c.pinnedTTL {
+			return cons, nil
+		}
+	}
+	have.AckPolicy = jetstream.AckExplicitPolicy
+	have.AckWait = c.ackWait
+	have.MaxDeliver = -1 // who gives up is decided here
+	have.MaxAckPending = maxAckPending
+	have.BackOff = nil // it would shorten AckWait
+	have.PriorityPolicy = jetstream.PriorityPolicyPinned
+	have.PriorityGroups = []string{group}
+	have.PinnedTTL = c.pinnedTTL
+	cons, err = c.JetStream.CreateOrUpdateConsumer(ctx, events.StreamEvents, have)
+	if err != nil {
+		return nil, fmt.Errorf("make consumer %s: %w", name, err)
+	}
+	return cons, nil
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

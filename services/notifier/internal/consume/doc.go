@@ -1,0 +1,15 @@
+// Package consume delivers the events of the stream to one hook: every event at least once, in order per partition key, over retries, crashes and
+// changes of owner.
+//
+// The place in the stream lives in JetStream, in one durable consumer for each hook that takes all events; filters act here. Of several notifiers
+// one owns a hook at a time: the server pins it (PriorityPolicyPinned) and the others stand by with a pull request that waits.
+//
+// All state of a hook belongs to one goroutine, session.run. Around it one goroutine pulls and reads messages (puller), as many as the hook's
+// concurrency send, and short ones acknowledge.
+//
+//	puller ──arrival──► session ──work──► worker ──outcome──► session ──► acknowledge, or bury ──closed──► session
+//
+// A message is held un-acked, and kept so by InProgress, until its delivery or its dead letter is certain. Order survives because nothing is
+// delivered while a message that belongs before it may still be missing: when the owner changes, or when a hole in the consumer's own numbering
+// shows that a delivery was lost on the way, the session recovers first, see session.recover.
+package consume

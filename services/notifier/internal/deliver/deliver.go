@@ -1,0 +1,243 @@
+package deliver
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
+	"github.com/wgherald/wgherald/services/notifier/internal/sign"
+)
+
+const (
+	// DefaultTimeout bounds an attempt as a whole, from the lookup of the name to the end of the answer.
+	DefaultTimeout = 15 * time.Second
+	// DefaultConcurrency is the number of attempts that run at a time.
+	DefaultConcurrency = 16
+
+	connectTimeout = 5 * time.Second
+	maxDrain       = 64 << 10 // bytes of an answer that are read, so that the connection can be used again
+	maxAnswer      = 2 << 10  // bytes of an answer that are kept
+	maxHeader      = 64 << 10 // bytes of an answer's header
+	pingAfter      = 30 * time.Second
+)
+
+// Target is where a hook's requests go. The URL and the header values are secrets.
+type Target struct {
+	URL     string // http or https
+	Secrets []sign.Secret
+	Timeout time.Duration     // of an attempt; 0 is DefaultTimeout
+	Header  map[string]string // added to each request
+	// Concurrency is the number of attempts that may run at a time: so many idle connections are kept. 0 is DefaultConcurrency.
+	Concurrency int
+}
+
+// Format prints a mark in the target's place, whatever the verb.
+func (Target) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
+
+// Sender sends to one target. It is safe for concurrent use.
+type Sender struct {
+	target    Target
+	url       *url.URL
+	userAgent string
+	client    *http.Client
+	secrets   []string // what must not show in reasons and answers
+}
+
+// New checks a target and returns its sender; version goes into the User-Agent. The error names what is wrong and repeats no part of the URL or of
+// a header's value.
+func New(t Target, version string) (*Sender, error) {
+	u, err := url.Parse(t.URL)
+	if err != nil {
+		return nil, errors.New("url is malformed") // the cause repeats it
+	}
+	var errs []error
+	if u.Scheme != "http" && u.Scheme != "https" {
+		errs = append(errs, errors.New("url does not start with http:// or https://"))
+	}
+	if u.Hostname() == "" {
+		errs = append(errs, errors.New("url has no host"))
+	}
+	if u.Fragment != "" {
+		errs = append(errs, errors.New("url has a fragment (#), which is never sent"))
+	}
+	for name, value := range t.Header {
+		if err := checkHeader(name, value); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if t.Concurrency < 0 {
+		errs = append(errs, fmt.Errorf("concurrency is %d, want 1 or more", t.Concurrency))
+	}
+	if t.Timeout < 0 {
+		errs = append(errs, fmt.Errorf("timeout is %s, want more than 0", t.Timeout))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	t.Timeout = cmp.Or(t.Timeout, DefaultTimeout)
+	t.Concurrency = cmp.Or(t.Concurrency, DefaultConcurrency)
+	dialer := &net.Dialer{Timeout: connectTimeout, Control: guard}
+	return &Sender{
+		target:    t,
+		url:       u,
+		userAgent: "wgherald/" + version,
+		secrets:   secretParts(u, t.Header),
+		client: &http.Client{
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			Transport: &http.Transport{
+				DialContext:            dialer.DialContext,
+				TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+				TLSHandshakeTimeout:    connectTimeout,
+				MaxIdleConnsPerHost:    t.Concurrency,
+				IdleConnTimeout:        90 * time.Second,
+				MaxResponseHeaderBytes: maxHeader,
+				DisableCompression:     true, // the answer is hardly looked at, and unpacking has no bound
+				ForceAttemptHTTP2:      true,
+				// One HTTP/2 connection carries all attempts: without pings a dead one would be used until the kernel gives it up.
+				HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter},
+			},
+		},
+	}, nil
+}
+
+// Close closes the idle connections.
+func (s *Sender) Close() { s.client.CloseIdleConnections() }
+
+// Result is how an attempt went.
+type Result struct {
+	Class      Class
+	Reason     string        // in plain words, free of secrets, never empty
+	Status     int           // HTTP status, 0 without an answer
+	Latency    time.Duration // of the attempt as a whole
+	RetryAfter time.Duration // what a 429 or 503 asked for, 0 for nothing
+	Answer     string        // the start of the body, at most 2 KiB, the target's own secrets taken out
+}
+
+// Send makes one attempt, signed with the time of now. id is the event's, the same in every attempt. When ctx ends first, the result is Canceled.
+func (s *Sender) Send(ctx context.Context, id string, r render.Request) Result {
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, s.target.Timeout)
+	defer cancel()
+	res := s.send(ctx, begin, id, r)
+	res.Latency = time.Since(begin)
+	return res
+}
+
+func (s *Sender) send(ctx context.Context, now time.Time, id string, r render.Request) Result {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url.String(), bytes.NewReader(r.Body))
+	if err != nil {
+		class, reason := classifyError(err, s.redact)
+		return Result{Class: class, Reason: reason}
+	}
+	req.Header.Set("User-Agent", s.userAgent)
+	for name, value := range r.Header {
+		req.Header.Set(name, value)
+	}
+	for name, value := range s.target.Header {
+		req.Header.Set(name, value)
+	}
+	req.Header.Set(sign.HeaderID, id)
+	req.Header.Set(sign.HeaderTimestamp, sign.Timestamp(now))
+	if len(s.target.Secrets) > 0 {
+		req.Header.Set(sign.HeaderSignature, sign.Sign(id, now, r.Body, s.target.Secrets))
+	}
+
+	resp, err := s.client.Do(req)
+	if err != nil {
+		class, reason := classifyError(err, s.redact)
+		return Result{Class: class, Reason: reason}
+	}
+	defer resp.Body.Close()
+	// The status is the answer. A body that breaks off changes nothing, it only costs the connection.
+	answer, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain-maxAnswer)
+
+	res := Result{Status: resp.StatusCode, Answer: s.redact(strings.ToValidUTF8(string(answer), "�"))}
+	res.Class, res.Reason = classifyStatus(resp.StatusCode)
+	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+		res.RetryAfter = retry.ParseAfter(resp.Header.Get("Retry-After"), time.Now())
+	}
+	return res
+}
+
+// redact takes the target's secrets out of a text that somebody else wrote.
+func (s *Sender) redact(text string) string {
+	for _, secret := range s.secrets {
+		text = strings.ReplaceAll(text, secret, "[redacted]")
+	}
+	return text
+}
+
+// secretParts returns what could give away a URL or a header, longest first: whole, and in pieces, because whoever echoes them may escape what is
+// between. Short pieces are words such as "hooks" and tell nothing.
+func secretParts(u *url.URL, header map[string]string) []string {
+	const short = 6
+	var parts []string
+	add := func(part string) {
+		if len(part) >= short {
+			parts = append(parts, part)
+		}
+	}
+	add(u.String())
+	for segment := range strings.SplitSeq(u.EscapedPath(), "/") {
+		add(segment)
+	}
+	for pair := range strings.SplitSeq(u.RawQuery, "&") {
+		_, value, _ := strings.Cut(pair, "=")
+		add(value)
+	}
+	for _, values := range u.Query() {
+		for _, value := range values {
+			add(value)
+		}
+	}
+	if u.User != nil {
+		add(u.User.String())
+		if password, ok := u.User.Password(); ok {
+			add(password)
+		}
+	}
+	for _, value := range header {
+		add(value)
+		for word := range strings.FieldsSeq(value) { // "Bearer …"
+			add(word)
+		}
+	}
+	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) })
+	return slices.Compact(parts)
+}
+
+// reserved headers are the transport's or the signature's.
+var reserved = []string{
+	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Trailer", "Upgrade",
+	http.CanonicalHeaderKey(sign.HeaderID), http.CanonicalHeaderKey(sign.HeaderTimestamp), http.CanonicalHeaderKey(sign.HeaderSignature),
+}
+
+func checkHeader(name, value string) error {
+	const marks = "!#$%&'*+-.^_`|~" // RFC 9110, section 5.6.2
+	notToken := func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune(marks, r))
+	}
+	control := func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
+	switch {
+	case name == "" || strings.ContainsFunc(name, notToken):
+		return fmt.Errorf("header %.80q: the name is malformed", name)
+	case slices.Contains(reserved, http.CanonicalHeaderKey(name)):
+		return fmt.Errorf("header %s cannot be set", name)
+	case strings.ContainsFunc(value, control):
+		return fmt.Errorf("header %s: the value has control characters", name)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+// Package telemetry counts what the notifier does and serves the counts.
+//
+// Labels come from closed sets: the names of hooks, which the operator chose, and the classes of package deliver and deadletter. No key, address or URL
+// is ever a label.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
+	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+)
+
+// Metrics are the notifier's. It is a consume.Observer.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	attempts *prometheus.CounterVec
+	latency  *prometheus.HistogramVec
+	age      *prometheus.HistogramVec
+	buried   *prometheus.CounterVec
+	pending  *prometheus.GaugeVec
+	held     *prometheus.GaugeVec
+	inFlight *prometheus.GaugeVec
+}
+
+// New returns metrics that start at zero.
+func New() *Metrics {
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "wgherald", Subsystem: "notifier", Name: name, Help: help}
+	}
+	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "wgherald", Subsystem: "notifier", Name: name, Help: help, Buckets: buckets}, []string{"hook"})
+	}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts(opts(name, help)), []string{"hook"})
+	}
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		attempts: prometheus.NewCounterVec(opts("attempts_total", "Attempts to deliver, by how they went."), []string{"hook", "class"}),
+		latency:  histogram("attempt_seconds", "Time of one attempt.", prometheus.ExponentialBuckets(0.0005, 2, 16)),
+		age:      histogram("delivered_age_seconds", "Time from an event's storage in the stream to its delivery.", prometheus.ExponentialBuckets(0.001, 4, 16)),
+		buried:   prometheus.NewCounterVec(opts("dead_letters_total", "Dead letters stored, by reason."), []string{"hook", "class"}),
+		pending:  gauge("events_pending", "Events in the stream that the hook has not got yet, as of the last one it got."),
+		held:     gauge("events_held", "Events that the hook has and that are not delivered yet."),
+		inFlight: gauge("attempts_in_flight", "Attempts under way."),
+	}
+	m.registry.MustRegister(m.attempts, m.latency, m.age, m.buried, m.pending, m.held, m.inFlight,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Gauge adds a value that is read when it is asked for.
+func (m *Metrics) Gauge(name, help string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "wgherald", Subsystem: "notifier", Name: name, Help: help}, read))
+}
+
+// Attempted implements consume.Observer.
+func (m *Metrics) Attempted(a consume.Attempt) {
+	m.attempts.WithLabelValues(a.Hook, string(a.Result.Class)).Inc()
+	m.latency.WithLabelValues(a.Hook).Observe(a.Result.Latency.Seconds())
+	if a.Result.Class.Verdict() == deliver.Done {
+		m.age.WithLabelValues(a.Hook).Observe(a.SinceStored.Seconds())
+	}
+}
+
+// Buried implements consume.Observer.
+func (m *Metrics) Buried(hook string, class deadletter.Class) {
+	m.buried.WithLabelValues(hook, string(class)).Inc()
+}
+
+// Loaded implements consume.Observer.
+func (m *Metrics) Loaded(hook string, l consume.Load) {
+	m.pending.WithLabelValues(hook).Set(float64(l.Pending))
+	m.held.WithLabelValues(hook).Set(float64(l.Held))
+	m.inFlight.WithLabelValues(hook).Set(float64(l.InFlight))
+}
+
+// Listen opens the address that Serve serves on: host:port or unix:/path. A socket file that an earlier run left is replaced.
+func Listen(addr string) (net.Listener, error) {
+	network := "tcp"
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, addr = "unix", path
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("metrics socket (NOTIFIER_METRICS): %w", err)
+		}
+	}
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		return nil, fmt.Errorf("metrics address (NOTIFIER_METRICS): %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers GET /metrics until ctx ends.
+func (m *Metrics) Serve(ctx context.Context, l net.Listener) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // a scrape may be cut off
+	defer stop()
+	if err := server.Serve(l); ctx.Err() == nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,143 @@
+// Command notifier subscribes to the events of wgherald and delivers them as webhooks.
+//
+// It needs no privilege. Without NATS_URL it brings its own broker, on loopback and with generated credentials. It is configured by environment
+// variables and a file of hooks: notifier -h lists them. It exits with 0 after SIGINT or SIGTERM, with 2 when it is configured or called wrongly, and
+// with 1 when it cannot go on.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/app"
+	"github.com/wgherald/wgherald/services/notifier/internal/config"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+const usage = `Usage:
+  notifier                     deliver events to the configured hooks
+  notifier keys [flags]        make the configuration of a nats-server and each identity's key (notifier keys -h)
+  notifier provision [flags]   make the streams on the broker of NATS_URL (notifier provision -h)
+  notifier -version
+
+`
+
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+
+	command := ""
+	if len(args) > 0 {
+		command = args[0]
+	}
+	switch command {
+	case "":
+		return serve(ctx, stderr)
+	case "keys":
+		return keys(args[1:], stdout, stderr)
+	case "provision":
+		return provision(ctx, args[1:], stdout, stderr)
+	case "-version", "--version", "version":
+		fmt.Fprintln(stdout, version)
+		return 0
+	case "-h", "-help", "--help", "help":
+		fmt.Fprint(stdout, usage)
+		if err := config.Usage(stdout); err != nil {
+			return fail(stderr, err)
+		}
+		return 0
+	default:
+		fmt.Fprintf(stderr, "notifier: there is no command %q (notifier -h lists them)\n", command)
+		return 2
+	}
+}
+
+// serve is the service itself.
+func serve(ctx context.Context, stderr io.Writer) int {
+	cfg, err := config.Load()
+	if err != nil {
+		fmt.Fprintf(stderr, "notifier: the configuration is wrong (notifier -h lists the variables):\n%v\n", err)
+		return 2
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	if err := app.Run(ctx, cfg, version, log); err != nil {
+		log.Error("cannot go on", "error", err)
+		return 1
+	}
+	return 0
+}
+
+func keys(args []string, stdout, stderr io.Writer) int {
+	var o app.KeysOptions
+	flags := flag.NewFlagSet("notifier keys", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.Dir, "dir", "/keys", "directory that gets broker/, probe/, notifier/, provision/, operator/ and reader/, one for each reader")
+	flags.StringVar(&o.Node, "node", "*", "node whose events the probe's key signs; * is any")
+	flags.StringVar(&o.Listen, "listen", "0.0.0.0:4222", "where the broker listens")
+	flags.StringVar(&o.Store, "store", "/data", "the broker's directory for JetStream")
+	flags.IntVar(&o.NotifierUID, "notifier-uid", -1, "user and group that get notifier/ and provision/; -1 leaves them")
+	if code, ok := parse(flags, args); !ok {
+		return code
+	}
+	if err := app.Keys(o); err != nil {
+		return fail(stderr, err)
+	}
+	fmt.Fprintf(stdout, "keys and broker configuration are in %s\n", o.Dir)
+	return 0
+}
+
+func provision(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var o app.ProvisionOptions
+	flags := flag.NewFlagSet("notifier provision", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.URL, "url", os.Getenv("NATS_URL"), "broker; NATS_URL when not given")
+	flags.StringVar(&o.WGKey, "wg-key", "", "nkey seed file of the provisioner in the probes' account; none for a broker without authentication")
+	flags.StringVar(&o.HooksKey, "hooks-key", "", "nkey seed file of the provisioner in the notifiers' account; none for a broker with one account")
+	flags.DurationVar(&o.Wait, "wait", app.DefaultProvisionWait, "how long the broker is waited for")
+	if code, ok := parse(flags, args); !ok {
+		return code
+	}
+	if o.URL == "" {
+		fmt.Fprintln(stderr, "notifier provision: -url and NATS_URL are empty; the embedded broker provisions itself")
+		return 2
+	}
+	changes, err := app.Provision(ctx, o, slog.New(slog.NewTextHandler(stderr, nil)))
+	for _, c := range changes {
+		fmt.Fprintf(stdout, "%s: stream %s %s\n", c.Account, c.Stream, c.Action)
+	}
+	if err != nil {
+		return fail(stderr, err)
+	}
+	fmt.Fprintf(stdout, "%d changes\n", len(changes))
+	return 0
+}
+
+// parse reads flags and refuses what is left over. Where it returns false, the exit code is decided.
+func parse(flags *flag.FlagSet, args []string) (code int, ok bool) {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0, false
+	case err != nil:
+		return 2, false // flags has told why
+	case flags.NArg() > 0:
+		fmt.Fprintf(flags.Output(), "%s: unexpected argument %q\n", flags.Name(), flags.Arg(0))
+		return 2, false
+	}
+	return 0, true
+}
+
+func fail(stderr io.Writer, err error) int {
+	fmt.Fprintln(stderr, "notifier:", err)
+	return 1
+}
