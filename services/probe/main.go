@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -29,7 +30,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(io.Discard)
 	showVersion := flags.Bool("version", false, "")
 	switch err := flags.Parse(args); {
-	case err == flag.ErrHelp:
+	case errors.Is(err, flag.ErrHelp):
 		return help(stdout, stderr)
 	case err != nil:
 		fmt.Fprintf(stderr, "probe: %v (probe -h tells how it is configured)\n", err)

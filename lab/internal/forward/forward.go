@@ -102,7 +102,7 @@ func (f *Forwarder) forward(out net.Conn) {
 func pipe(to, from net.Conn) {
 	_, err := io.Copy(to, from)
 	if half, ok := to.(*net.TCPConn); ok && err == nil {
-		half.CloseWrite()
+		_ = half.CloseWrite() // fails only when the other side is gone
 		return
 	}
 	to.Close()

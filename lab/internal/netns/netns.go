@@ -10,10 +10,12 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -170,6 +172,29 @@ func (n *NS) ReadFile(name string) (data []byte, err error) {
 		return err
 	})
 	return data, err
+}
+
+// dialTimeout bounds Dial, during which nothing else can be done in the namespace.
+const dialTimeout = 2 * time.Second
+
+// Dial connects to an address inside the namespace. With it a namespace is a nats.CustomDialer.
+func (n *NS) Dial(network, address string) (c net.Conn, err error) {
+	err = n.Do(func() error {
+		c, err = net.DialTimeout(network, address, dialTimeout)
+		return err
+	})
+	return c, err
+}
+
+// DropCapability takes a capability (unix.CAP_…) for good from the bounding set of the namespace's thread: programs started there from now on do not have
+// it, not even as root. Functions run by Do keep it.
+func (n *NS) DropCapability(capability uintptr) error {
+	return n.Do(func() error {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil {
+			return fmt.Errorf("drop capability %d: %w", capability, err)
+		}
+		return nil
+	})
 }
 
 // SetLink brings a link up or down.

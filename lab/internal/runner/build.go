@@ -4,11 +4,13 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/wgherald/wgherald/lab/internal/netns"
@@ -17,16 +19,26 @@ import (
 // module is this one. The services live beside it in the repository.
 const module = "github.com/wgherald/wgherald/lab"
 
-// services are the directories in services/, and the names of their binaries.
-var services = []string{"probe", "notifier"}
+// Program is a main package, built in the module of a service: what a program needs is in that module's go.sum.
+type Program struct {
+	Name    string // of the binary
+	Service string // directory in services/
+	Package string
+}
 
-// Binaries are the built services. They are open files without a name, so they are gone when the process is.
+// services are always built.
+var services = []Program{{"probe", "probe", "."}, {"notifier", "notifier", "."}}
+
+// NATSServer is the broker as a program of its own, in the version that the notifier embeds.
+var NATSServer = Program{"nats-server", "notifier", "github.com/nats-io/nats-server/v2"}
+
+// Binaries are the built programs. They are open files without a name, so they are gone when the process is.
 type Binaries struct {
 	files map[string]*os.File
 }
 
-// Build compiles the services, without cgo as they are shipped. Go finds the repository from the current directory.
-func Build(ctx context.Context) (*Binaries, error) {
+// Build compiles the services, without cgo as they are shipped, and what else is asked for. Go finds the repository from the current directory.
+func Build(ctx context.Context, more ...Program) (*Binaries, error) {
 	dir, err := os.MkdirTemp("", "wgherald-build-*")
 	if err != nil {
 		return nil, err
@@ -41,27 +53,27 @@ func Build(ctx context.Context) (*Binaries, error) {
 	root := filepath.Dir(strings.TrimSpace(string(out)))
 
 	b := &Binaries{files: map[string]*os.File{}}
-	for _, name := range services {
-		path := filepath.Join(dir, name)
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, ".")
-		build.Dir = filepath.Join(root, "services", name)
+	for _, p := range append(slices.Clone(services), more...) {
+		path := filepath.Join(dir, p.Name)
+		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, p.Package)
+		build.Dir = filepath.Join(root, "services", p.Service)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
 		if out, err := build.CombinedOutput(); err != nil {
 			b.Close()
-			return nil, fmt.Errorf("build %s: %w\n%s", name, err, out)
+			return nil, fmt.Errorf("build %s: %w\n%s", p.Name, err, out)
 		}
 		f, err := os.Open(path)
 		if err != nil {
 			b.Close()
 			return nil, err
 		}
-		b.files[name] = f
+		b.files[p.Name] = f
 	}
 	return b, nil
 }
 
 func stderr(err error) string {
-	if exit, ok := err.(*exec.ExitError); ok {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return "\n" + string(exit.Stderr)
 	}
 	return ""
@@ -86,7 +98,7 @@ func (b *Binaries) Install(ns *netns.NS) error {
 	})
 }
 
-// Binary is the path of an installed service.
+// Binary is the path of an installed program.
 func Binary(name string) string { return filepath.Join(netns.Dir, name) }
 
 func install(path string, from *os.File) error {

@@ -75,6 +75,19 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done is closed when the process has ended and all its output is there.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Wait waits until the process ends by itself. It is an error if that is with another code than 0, or not before ctx ends.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+		if p.err != nil {
+			return fmt.Errorf("%s: %w: %s", p.name, p.err, p.Output())
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s does not end: %w", p.name, ctx.Err())
+	}
+}
+
 // Output is what it has written so far to standard output and standard error.
 func (p *Process) Output() string { return strings.Join(p.lines.All(), "\n") }
 
@@ -132,7 +145,7 @@ func (p *Process) Stop() error {
 
 // Kill ends the process by SIGKILL and waits for it.
 func (p *Process) Kill() {
-	p.cmd.Process.Kill() // fails only when it has ended
+	_ = p.cmd.Process.Kill() // fails only when it has ended
 	<-p.done
 }
 

@@ -4,7 +4,6 @@ package watch
 import (
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -35,17 +34,6 @@ type Watcher struct {
 // subjects are all events: each has three tokens.
 var subjects = []string{"wg.peer.*", "wg.interface.*", "wg.probe.*"}
 
-// dialer makes connections inside a namespace.
-type dialer struct{ ns *netns.NS }
-
-func (d dialer) Dial(network, address string) (c net.Conn, err error) {
-	err = d.ns.Do(func() error {
-		c, err = net.DialTimeout(network, address, 2*time.Second)
-		return err
-	})
-	return c, err
-}
-
 // Start subscribes at the server with the given URL, as seen from ns, and returns when the server has confirmed it. The seed is that of the reader's
 // nkey. A lost connection is made again, for as long as it takes.
 func Start(ns *netns.NS, url string, seed []byte, ring events.Keyring) (*Watcher, error) {
@@ -61,7 +49,7 @@ func Start(ns *netns.NS, url string, seed []byte, ring events.Keyring) (*Watcher
 	w.conn, err = nats.Connect(url,
 		nats.Name("wgherald-lab"),
 		nats.Nkey(public, key.Sign),
-		nats.SetCustomDialer(dialer{ns}),
+		nats.SetCustomDialer(ns),
 		nats.CustomInboxPrefix("_INBOX_reader"),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(50*time.Millisecond),

@@ -26,7 +26,7 @@ func Ping(ctx context.Context, ns *netns.NS, from, to netip.Addr) error {
 		return fmt.Errorf("open icmp socket on %s: %w", from, err)
 	}
 	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
 	// Raw sockets hear every answer to their address; the time makes this one known.

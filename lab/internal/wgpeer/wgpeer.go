@@ -37,6 +37,7 @@ type Config struct {
 	PrivateKey wgtypes.Key
 	ListenPort int          // UDP; 0 lets the kernel choose
 	Address    netip.Prefix // in the tunnel, with the prefix that is reached through it
+	Peers      []Peer       // configured before the device is up
 	UAPI       bool         // visible to other programs in the namespace
 	OnSend     func(Sent)   // if not nil, called just before each initiation and each first data packet, by WireGuard's goroutines
 
@@ -65,7 +66,7 @@ type Device struct {
 	serving   sync.WaitGroup
 }
 
-// New makes a device without peers and brings it up.
+// New makes a device and brings it up.
 func New(cfg Config) (*Device, error) {
 	d := &Device{ns: cfg.NS, name: cfg.Name}
 	var link tun.Device
@@ -82,6 +83,9 @@ func New(cfg Config) (*Device, error) {
 	d.dev = device.NewDevice(&tunDevice{link, cfg.NS}, newBind(cfg.NS, cfg.OnSend), &device.Logger{Verbosef: logf, Errorf: logf})
 
 	err := d.set(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.PrivateKey[:]), cfg.ListenPort))
+	for _, p := range cfg.Peers {
+		err = errors.Join(err, d.SetPeer(p))
+	}
 	if err == nil {
 		err = cfg.NS.AddAddr(cfg.Name, cfg.Address)
 	}
