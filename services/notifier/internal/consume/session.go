@@ -394,8 +394,8 @@ func (s *session) dispatch(now time.Time) {
 	}
 }
 
-// pull asks for messages, as many as there are workers, and as many again to have the next ones at hand. While recovering everything un-acked must
-// come, and up to maxAckPending it can.
+// pull asks for messages, as many as there are workers, as soon as half of the workers have nothing more to come: small requests cost as much as
+// large ones. While recovering everything un-acked must come, and up to maxAckPending it can.
 func (s *session) pull() {
 	if s.pulling {
 		return
@@ -403,6 +403,9 @@ func (s *session) pull() {
 	n, limit := min(s.concurrency, 2*s.concurrency-s.queue.Working()-s.queue.Ready()), holdLimit
 	if s.recovering {
 		n, limit = 100, maxAckPending
+	}
+	if 2*n < s.concurrency {
+		return
 	}
 	if n = min(n, limit-s.held()); n > 0 {
 		s.pulling = true
