@@ -14,7 +14,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/app"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
@@ -28,7 +30,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 const usage = `Usage:
   notifier                     deliver events to the configured hooks
   notifier keys [flags]        make the configuration of a nats-server and each identity's key (notifier keys -h)
-  notifier provision [flags]   make the streams on the broker of NATS_URL (notifier provision -h)
+  notifier provision [flags]   make the streams on the broker of NATS_URL or -url (notifier provision -h)
   notifier -version
 
 `
@@ -37,30 +39,28 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 
-	command := ""
 	if len(args) > 0 {
-		command = args[0]
+		switch args[0] {
+		case "keys":
+			return keys(args[1:], stdout, stderr)
+		case "provision":
+			return provision(ctx, args[1:], stdout, stderr)
+		}
 	}
-	switch command {
-	case "":
-		return serve(ctx, stderr)
-	case "keys":
-		return keys(args[1:], stdout, stderr)
-	case "provision":
-		return provision(ctx, args[1:], stdout, stderr)
-	case "-version", "--version", "version":
+	flags := flag.NewFlagSet("notifier", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		_ = config.Usage(flags.Output()) // fails with its writer only
+	}
+	showVersion := flags.Bool("version", false, "")
+	if code, ok := parse(flags, args, stdout, stderr); !ok {
+		return code
+	}
+	if *showVersion {
 		fmt.Fprintln(stdout, version)
 		return 0
-	case "-h", "-help", "--help", "help":
-		fmt.Fprint(stdout, usage)
-		if err := config.Usage(stdout); err != nil {
-			return fail(stderr, err)
-		}
-		return 0
-	default:
-		fmt.Fprintf(stderr, "notifier: there is no command %q (notifier -h lists them)\n", command)
-		return 2
 	}
+	return serve(ctx, stderr)
 }
 
 // serve is the service itself.
@@ -81,13 +81,12 @@ func serve(ctx context.Context, stderr io.Writer) int {
 func keys(args []string, stdout, stderr io.Writer) int {
 	var o app.KeysOptions
 	flags := flag.NewFlagSet("notifier keys", flag.ContinueOnError)
-	flags.SetOutput(stderr)
 	flags.StringVar(&o.Dir, "dir", "/keys", "directory that gets broker/, probe/, notifier/, provision/, operator/ and reader/, one for each reader")
 	flags.StringVar(&o.Node, "node", "*", "node whose events the probe's key signs; * is any")
 	flags.StringVar(&o.Listen, "listen", "0.0.0.0:4222", "where the broker listens")
 	flags.StringVar(&o.Store, "store", "/data", "the broker's directory for JetStream")
 	flags.IntVar(&o.NotifierUID, "notifier-uid", -1, "user and group that get notifier/ and provision/; -1 leaves them")
-	if code, ok := parse(flags, args); !ok {
+	if code, ok := parse(flags, args, stdout, stderr); !ok {
 		return code
 	}
 	if err := app.Keys(o); err != nil {
@@ -100,14 +99,17 @@ func keys(args []string, stdout, stderr io.Writer) int {
 func provision(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var o app.ProvisionOptions
 	flags := flag.NewFlagSet("notifier provision", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.StringVar(&o.URL, "url", os.Getenv("NATS_URL"), "broker; NATS_URL when not given")
+	flags.StringVar(&o.URL, "url", "", "broker; NATS_URL when not given")
 	flags.StringVar(&o.WGKey, "wg-key", "", "nkey seed file of the provisioner in the probes' account; none for a broker without authentication")
 	flags.StringVar(&o.HooksKey, "hooks-key", "", "nkey seed file of the provisioner in the notifiers' account; none for a broker with one account")
-	flags.DurationVar(&o.Wait, "wait", app.DefaultProvisionWait, "how long the broker is waited for")
-	if code, ok := parse(flags, args); !ok {
+	flags.DurationVar(&o.Wait, "wait", 30*time.Second, "how long the broker may take to come up and to answer")
+	if code, ok := parse(flags, args, stdout, stderr); !ok {
 		return code
 	}
+	if o.URL == "" {
+		o.URL = strings.TrimSpace(os.Getenv("NATS_URL")) // no default of the flag: help would print a password in it
+	}
+	o.CAFile, o.CertFile, o.KeyFile = os.Getenv("NATS_CA_FILE"), os.Getenv("NATS_CERT_FILE"), os.Getenv("NATS_KEY_FILE")
 	if o.URL == "" {
 		fmt.Fprintln(stderr, "notifier provision: -url and NATS_URL are empty; the embedded broker provisions itself")
 		return 2
@@ -124,14 +126,19 @@ func provision(ctx context.Context, args []string, stdout, stderr io.Writer) int
 }
 
 // parse reads flags and refuses what is left over. Where it returns false, the exit code is decided.
-func parse(flags *flag.FlagSet, args []string) (code int, ok bool) {
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
+func parse(flags *flag.FlagSet, args []string, stdout, stderr io.Writer) (code int, ok bool) {
+	flags.SetOutput(io.Discard) // flag prints the whole usage after each error
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		flags.SetOutput(stdout)
+		flags.Usage()
 		return 0, false
-	case err != nil:
-		return 2, false // flags has told why
-	case flags.NArg() > 0:
-		fmt.Fprintf(flags.Output(), "%s: unexpected argument %q\n", flags.Name(), flags.Arg(0))
+	}
+	if err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %v (%[1]s -h tells how it is called)\n", flags.Name(), err)
 		return 2, false
 	}
 	return 0, true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -62,6 +63,11 @@ func (c *Client) newKey() (err error) {
 	return err
 }
 
+// Peer is the client as the hub knows it.
+func (c *Client) Peer() wgpeer.Peer {
+	return wgpeer.Peer{PublicKey: c.key.PublicKey(), PresharedKey: c.PresharedKey, AllowedIPs: []netip.Prefix{netip.PrefixFrom(c.Inside, 32)}}
+}
+
 // PublicKey is the client's key as events have it.
 func (c *Client) PublicKey() events.Key { return events.Key(c.key.PublicKey()) }
 
@@ -105,6 +111,16 @@ func (c *Client) Connect(ctx context.Context) error {
 	return c.Ping(ctx)
 }
 
+// Dial connects to a TCP port of the hub through the tunnel.
+func (c *Client) Dial(ctx context.Context, port int) (conn net.Conn, err error) {
+	err = c.ns.Do(func() error {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, "tcp", netip.AddrPortFrom(hubInside.Addr(), uint16(port)).String())
+		return err
+	})
+	return conn, err
+}
+
 // Down takes the tunnel away without a word, as WireGuard does. A client that is down stays so.
 func (c *Client) Down() error {
 	if c.dev == nil {
@@ -135,3 +151,6 @@ func (c *Client) Roam() error {
 
 // Rebind moves the client, which must be up, to another UDP port, as a NAT does. The hub learns it by the next packet.
 func (c *Client) Rebind() error { return c.dev.SetListenPort(0) }
+
+// DialEndpoint opens a UDP socket to the hub's WireGuard port, for packets that no WireGuard would send.
+func (c *Client) DialEndpoint() (net.Conn, error) { return c.ns.Dial("udp", hubEndpoint.String()) }

@@ -10,6 +10,7 @@ package lab
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -33,7 +34,7 @@ const (
 	Node      = "lab" // of the probe
 	Interface = "wg0" // on the hub
 
-	// NATS is where the notifier's broker listens, in the hub's namespace.
+	// NATS is where the broker listens, in the hub's namespace.
 	NATS = "127.0.0.1:4222"
 
 	nobody = 65534 // the notifier's user and group
@@ -56,6 +57,7 @@ var names = []string{"alice-laptop", "bob-phone", "carol-desktop", "dave-tablet"
 // Options describe a lab. The zero value is a hub without clients.
 type Options struct {
 	Clients     int
+	Broker      bool      // NATS is a process of its own, which needs runner.NATSServer, instead of the one that the notifier brings
 	StateDir    string    // where the services keep their state; it must be open to every user. Empty means memory.
 	Log         io.Writer // gets what the services say; nil for none. Lab keeps it anyway.
 	ProbeEnv    []string  // more variables, "NAME=value"
@@ -72,6 +74,7 @@ type Lab struct {
 	Events   *watch.Watcher  // nil until the notifier's first start
 	Probe    *runner.Process // nil while it is stopped
 	Notifier *runner.Process // nil while it is stopped
+	Broker   *runner.Process // nil while it is stopped, and without Options.Broker
 
 	opts    Options
 	hubKey  wgtypes.Key
@@ -133,7 +136,7 @@ func (l *Lab) build(bins *runner.Binaries) (err error) {
 	}); err != nil {
 		return err
 	}
-	l.hookURL = "http://" + listener.Addr().String() + "/hook"
+	l.hookURL = "http://" + listener.Addr().String() + "/hook/" + rand.Text() // the path of a hook is a secret
 	if l.Sink, err = sink.Start(listener); err != nil {
 		return err
 	}
@@ -142,7 +145,13 @@ func (l *Lab) build(bins *runner.Binaries) (err error) {
 	if err := bins.Install(l.NS); err != nil {
 		return err
 	}
-	return l.makeStateDirs()
+	if err := l.makeStateDirs(); err != nil {
+		return err
+	}
+	if l.opts.Broker {
+		return l.makeKeys()
+	}
+	return nil
 }
 
 func (l *Lab) newNS() (*netns.NS, error) {
@@ -175,11 +184,15 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// CreateHub makes the hub's WireGuard interface, without peers. New has done so; it is for bringing it back after DeleteHub.
-func (l *Lab) CreateHub() (err error) {
-	l.Hub, err = wgpeer.New(wgpeer.Config{
+// CreateHub makes the hub's WireGuard interface with these clients configured. New has done so; it is for bringing it back after DeleteHub.
+func (l *Lab) CreateHub(clients ...*Client) (err error) {
+	cfg := wgpeer.Config{
 		NS: l.NS, Name: Interface, PrivateKey: l.hubKey, ListenPort: int(hubEndpoint.Port()), Address: hubInside, UAPI: true,
-	})
+	}
+	for _, c := range clients {
+		cfg.Peers = append(cfg.Peers, c.Peer())
+	}
+	l.Hub, err = wgpeer.New(cfg)
 	return err
 }
 
@@ -193,11 +206,7 @@ func (l *Lab) DeleteHub() error {
 }
 
 // Configure adds a client to the hub's peers, or renews what the hub knows of it.
-func (l *Lab) Configure(c *Client) error {
-	return l.Hub.SetPeer(wgpeer.Peer{
-		PublicKey: c.key.PublicKey(), PresharedKey: c.PresharedKey, AllowedIPs: []netip.Prefix{netip.PrefixFrom(c.Inside, 32)},
-	})
-}
+func (l *Lab) Configure(c *Client) error { return l.Hub.SetPeer(c.Peer()) }
 
 // Remove takes a client out of the hub's peers.
 func (l *Lab) Remove(c *Client) error { return l.Hub.RemovePeer(c.key.PublicKey()) }
@@ -223,8 +232,26 @@ func (l *Lab) stateDir(service string) string {
 	return filepath.Join(base, service+"-state")
 }
 
+// Seed is what an identity logs in to the broker with. There is one once the notifier has been started.
+func (l *Lab) Seed(identity string) ([]byte, error) { return l.NS.ReadFile(l.identity(identity)) }
+
 func (l *Lab) identity(name string) string {
-	return filepath.Join(l.stateDir("notifier"), "identities", name+".nk")
+	dir := filepath.Join(l.stateDir("notifier"), "identities")
+	if l.opts.Broker {
+		dir = keysDir(name)
+	}
+	return filepath.Join(dir, name+".nk")
+}
+
+// Keyring is the text by which readers verify events. There is one once the notifier has been started.
+func (l *Lab) Keyring() ([]byte, error) { return l.NS.ReadFile(l.keyring()) }
+
+func (l *Lab) keyring() string {
+	dir := l.stateDir("notifier")
+	if l.opts.Broker {
+		dir = keysDir("notifier")
+	}
+	return filepath.Join(dir, "keyring")
 }
 
 func namesFile() string { return filepath.Join(netns.Dir, "names") }
@@ -235,7 +262,7 @@ func (l *Lab) makeStateDirs() error {
 		fmt.Fprintf(&list, "%s %s #lab\n", c.PublicKey(), c.Name)
 	}
 	return l.NS.Do(func() error {
-		for service, user := range map[string]int{"probe": 0, "notifier": nobody} {
+		for service, user := range map[string]int{"probe": 0, "notifier": nobody, "broker": nobody} {
 			dir := l.stateDir(service)
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				return err
@@ -248,8 +275,16 @@ func (l *Lab) makeStateDirs() error {
 	})
 }
 
-// Start starts the notifier, a reader of the events, and the probe, and returns when the probe has said what it watches.
+// Start starts the notifier, a reader of the events, and the probe, and returns when the probe has said what it watches. A broker of its own comes first.
 func (l *Lab) Start(ctx context.Context) error {
+	if l.opts.Broker {
+		if err := l.StartBroker(ctx); err != nil {
+			return err
+		}
+		if err := l.Provision(ctx); err != nil {
+			return err
+		}
+	}
 	if err := l.StartNotifier(ctx); err != nil {
 		return err
 	}
@@ -261,21 +296,34 @@ func (l *Lab) Start(ctx context.Context) error {
 }
 
 // StartNotifier starts the notifier, which brings the broker, and returns when both serve. Its first start makes the identities.
-func (l *Lab) StartNotifier(ctx context.Context) (err error) {
+func (l *Lab) StartNotifier(ctx context.Context) error {
+	if err := l.LaunchNotifier(); err != nil {
+		return err
+	}
+	return l.AwaitNotifier(ctx)
+}
+
+// LaunchNotifier starts the notifier and does not wait for it.
+func (l *Lab) LaunchNotifier() (err error) {
+	env := []string{"NOTIFIER_STATE=" + l.stateDir("notifier"), "WEBHOOK_URL=" + l.hookURL, "WEBHOOK_SECRET=" + l.Sink.Secret()}
+	if l.opts.Broker {
+		env = append(env, "NATS_URL=nats://"+NATS, "NATS_NKEY_FILE="+l.identity("notifier"), "NOTIFIER_KEYRING="+l.keyring())
+	} else {
+		env = append(env, "NOTIFIER_LISTEN="+NATS)
+	}
 	l.Notifier, err = runner.Start(runner.Spec{
-		Name: "notifier", NS: l.NS, Path: runner.Binary("notifier"), User: nobody, Log: l.opts.Log,
-		Env: append([]string{
-			"NOTIFIER_STATE=" + l.stateDir("notifier"),
-			"NOTIFIER_LISTEN=" + NATS,
-			"WEBHOOK_URL=" + l.hookURL,
-			"WEBHOOK_SECRET=" + l.Sink.Secret(),
-		}, l.opts.NotifierEnv...),
+		Name: "notifier", NS: l.NS, Path: runner.Binary("notifier"), User: nobody, Log: l.opts.Log, Env: append(env, l.opts.NotifierEnv...),
 	})
 	if err != nil {
 		return err
 	}
 	started := l.Notifier
 	l.onClose(func() error { return l.closeService(&l.Notifier, started) })
+	return nil
+}
+
+// AwaitNotifier returns when the notifier serves. The first time it also starts the reader of the events.
+func (l *Lab) AwaitNotifier(ctx context.Context) error {
 	if _, err := l.Notifier.WaitLine(ctx, notifierReady); err != nil {
 		return err
 	}
@@ -286,7 +334,7 @@ func (l *Lab) StartNotifier(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	text, err := l.NS.ReadFile(filepath.Join(l.stateDir("notifier"), "keyring"))
+	text, err := l.Keyring()
 	if err != nil {
 		return err
 	}
@@ -335,6 +383,17 @@ func (l *Lab) StopNotifier() error { return l.closeService(&l.Notifier, l.Notifi
 
 // StopProbe stops the probe.
 func (l *Lab) StopProbe() error { return l.closeService(&l.Probe, l.Probe) }
+
+// KillNotifier ends the notifier, and NATS with it, without a chance to tidy up.
+func (l *Lab) KillNotifier() { kill(&l.Notifier) }
+
+// KillProbe ends the probe without a chance to tidy up.
+func (l *Lab) KillProbe() { kill(&l.Probe) }
+
+func kill(running **runner.Process) {
+	(*running).Kill()
+	*running = nil
+}
 
 // Published waits for an event on NATS, not looking at the first from messages. The subject is what the event is about: a public key, an interface.
 func (l *Lab) Published(ctx context.Context, from int, t events.Type, subject string) (watch.Message, error) {

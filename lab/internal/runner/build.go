@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/wgherald/wgherald/lab/internal/netns"
 )
@@ -39,13 +41,15 @@ type Binaries struct {
 
 // Build compiles the services, without cgo as they are shipped, and what else is asked for. Go finds the repository from the current directory.
 func Build(ctx context.Context, more ...Program) (*Binaries, error) {
-	dir, err := os.MkdirTemp("", "wgherald-build-*")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	gotool, err := newGotool()
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer gotool.remove()
 
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	list := gotool.command(ctx, "list", "-m", "-f", "{{.Dir}}", module)
 	out, err := list.Output()
 	if err != nil {
 		return nil, fmt.Errorf("find the repository: go list -m %s: %w%s", module, err, stderr(err))
@@ -54,10 +58,9 @@ func Build(ctx context.Context, more ...Program) (*Binaries, error) {
 
 	b := &Binaries{files: map[string]*os.File{}}
 	for _, p := range append(slices.Clone(services), more...) {
-		path := filepath.Join(dir, p.Name)
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, p.Package)
+		path := filepath.Join(gotool.dir, p.Name)
+		build := gotool.command(ctx, "build", "-trimpath", "-o", path, p.Package)
 		build.Dir = filepath.Join(root, "services", p.Service)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
 		if out, err := build.CombinedOutput(); err != nil {
 			b.Close()
 			return nil, fmt.Errorf("build %s: %w\n%s", p.Name, err, out)
@@ -90,7 +93,8 @@ func (b *Binaries) Close() {
 func (b *Binaries) Install(ns *netns.NS) error {
 	return ns.Do(func() error {
 		for name, from := range b.files {
-			if err := install(Binary(name), from); err != nil {
+			// A section has its own place in the file: several namespaces may install at once.
+			if err := install(Binary(name), io.NewSectionReader(from, 0, 1<<40)); err != nil {
 				return fmt.Errorf("install %s: %w", name, err)
 			}
 		}
@@ -101,13 +105,16 @@ func (b *Binaries) Install(ns *netns.NS) error {
 // Binary is the path of an installed program.
 func Binary(name string) string { return filepath.Join(netns.Dir, name) }
 
-func install(path string, from *os.File) error {
+// install writes an executable. Nothing is forked while it is open for writing: a child that inherits the descriptor keeps it until it runs its own program, and
+// until then the kernel refuses to run this one (ETXTBSY).
+func install(path string, from io.Reader) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	to, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
 	if err != nil {
 		return err
 	}
-	// A section has its own place in the file: several namespaces may install at once.
-	if _, err := io.Copy(to, io.NewSectionReader(from, 0, 1<<40)); err != nil {
+	if _, err := io.Copy(to, from); err != nil {
 		to.Close()
 		return err
 	}

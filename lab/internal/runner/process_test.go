@@ -3,16 +3,19 @@ package runner_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/wgherald/wgherald/lab/internal/netns"
 	"github.com/wgherald/wgherald/lab/internal/runner"
@@ -79,7 +82,10 @@ func start(t *testing.T, role string, change func(*runner.Spec)) *runner.Process
 		t.Fatal(err)
 	}
 	path := runner.Binary("self")
-	if err := ns.Do(func() error { return os.WriteFile(path, self, 0o755) }); err != nil {
+	syscall.ForkLock.RLock() // as Install does
+	err = ns.Do(func() error { return os.WriteFile(path, self, 0o755) })
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	spec := runner.Spec{Name: role, NS: ns, Path: path, Env: []string{"RUNNER_TEST_ROLE=" + role}}
@@ -101,6 +107,46 @@ func TestUnprivilegedProcess(t *testing.T) {
 	want := strings.Join([]string{"uid 65534, gid 65534, groups []", "environment [RUNNER_TEST_ROLE=tell]", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"}, "\n")
 	if diff := cmp.Diff(want, p.Output()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestDroppedCapability(t *testing.T) {
+	t.Parallel()
+	drop := func(s *runner.Spec) {
+		if err := s.NS.DropCapability(unix.CAP_NET_RAW); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(change func(*runner.Spec)) bool {
+		p := start(t, "tell", change)
+		<-p.Done()
+		_, hex, _ := strings.Cut(p.Output(), "CapEff:\t")
+		caps, err := strconv.ParseUint(hex[:16], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return caps&(1<<unix.CAP_NET_RAW) != 0
+	}
+	if !has(nil) {
+		t.Skip("this process does not have CAP_NET_RAW itself")
+	}
+	if has(drop) {
+		t.Error("root has CAP_NET_RAW in a namespace where it was dropped")
+	}
+}
+
+func TestWait(t *testing.T) {
+	t.Parallel()
+	if err := start(t, "tell", nil).Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := start(t, "crashed", nil).Wait(t.Context()); err == nil || !strings.Contains(err.Error(), "exit status 4: first\nlast words") {
+		t.Errorf("got %v, want how it ended and what it said", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := start(t, "stay", nil).Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want the end of the context", err)
 	}
 }
 

@@ -1,4 +1,5 @@
-// Package app puts the notifier together: the broker it may embed, its connection, and one task for each hook.
+// Package app puts the notifier together: the broker it may embed, its connection, and one task for each hook (Run). For a broker that is a process of its
+// own it makes the keys and the configuration (Keys) and the streams (Provision).
 //
 // It sees no signal and no environment variable; main does. How an event reaches a hook is in package consume.
 package app
@@ -9,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -24,10 +24,8 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
 
-// concurrency is how many requests to one hook may be under way.
-const concurrency = 16
-
-// Run delivers until ctx ends. A broker that is away is waited for, unless it is the embedded one and cannot start.
+// Run delivers until ctx ends, and then returns nil. A broker that is away is waited for, unless it is the embedded one and cannot start. An error at the
+// start leaves nothing running.
 func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
@@ -42,6 +40,9 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	if cfg.NATS.Embedded() {
 		embedded, err := broker.StartEmbedded(ctx, broker.EmbeddedOptions{StateDir: cfg.State, Listen: cfg.Listen, Log: log.With("component", "broker")})
 		if err != nil {
+			if ctx.Err() != nil {
+				return nil // stopped while it started
+			}
 			return err
 		}
 		defer embedded.Shutdown()
@@ -102,8 +103,14 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		tasks = append(tasks, c.Run)
 	}
 	tasks = append(tasks, func(ctx context.Context) error {
-		if ready(ctx, nc, consumers) {
-			log.Info("notifier is ready", "version", version, "hooks", len(consumers), "url", nc.ConnectedUrlRedacted())
+		if connected(ctx, nc) != nil {
+			return nil
+		}
+		if err := broker.CheckVersion(nc.ConnectedServerVersion()); err != nil {
+			return err
+		}
+		if ready(ctx, consumers) {
+			log.Info("notifier is ready", "version", version, "hooks", len(consumers), "broker", nc.ConnectedAddr())
 		}
 		return nil
 	})
@@ -116,12 +123,8 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	return err
 }
 
-// ready waits until the broker is connected and every hook has its place in the stream: from then on, no event passes a hook by. It returns false when
-// ctx ends first.
-func ready(ctx context.Context, nc *nats.Conn, consumers []*consume.Consumer) bool {
-	if connected(ctx, nc) != nil {
-		return false
-	}
+// ready waits until every hook has its place in the stream: from then on, no event passes a hook by. It returns false when ctx ends first.
+func ready(ctx context.Context, consumers []*consume.Consumer) bool {
 	for _, c := range consumers {
 		select {
 		case <-c.Ready():
@@ -146,10 +149,8 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 	return consume.New(consume.Config{
 		JetStream: js,
 		Hook: consume.Hook{
-			Name: h.Name,
-			Target: deliver.Target{
-				URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header, Concurrency: concurrency,
-			},
+			Name:   h.Name,
+			Target: deliver.Target{URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header},
 			Filter: filter,
 			Format: render.CloudEvents,
 			Retry:  retry.Default(),

@@ -1,17 +1,20 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 )
 
@@ -36,28 +39,38 @@ const (
 
 // Keys makes every identity's key and the configuration of a nats-server that knows them. Keys that exist are kept, so it may run again and again.
 func Keys(o KeysOptions) error {
+	if o.Node != events.AnyNode {
+		if err := events.ValidateName(o.Node); err != nil {
+			return fmt.Errorf("node: %w", err)
+		}
+	}
+	// Before the closed directories below it, which would close it too.
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return err
+	}
 	public := map[string]string{}
-	for dir, names := range map[string][]string{
-		keysProbe:     {broker.Probe},
-		keysNotifier:  {broker.Notifier},
-		keysOperator:  {broker.Operator},
-		keysProvision: {broker.WGProvisioner, broker.HooksProvisioner},
-		keysReader:    {broker.Reader},
+	for _, reader := range []struct {
+		dir   string
+		names []string
+	}{
+		{keysProbe, []string{broker.Probe}},
+		{keysNotifier, []string{broker.Notifier}},
+		{keysOperator, []string{broker.Operator}},
+		{keysProvision, []string{broker.WGProvisioner, broker.HooksProvisioner}},
+		{keysReader, []string{broker.Reader}},
 	} {
-		dir = filepath.Join(o.Dir, dir)
+		dir := filepath.Join(o.Dir, reader.dir)
 		if err := closeDir(dir); err != nil {
 			return err
 		}
-		made, err := broker.EnsureIdentities(dir, names...)
+		made, err := broker.EnsureIdentities(dir, reader.names...)
 		if err != nil {
 			return err
 		}
-		for name, key := range made {
-			public[name] = key
-		}
+		maps.Copy(public, made)
 	}
 	probe := broker.ProbeUser{Key: public[broker.Probe]}
-	if o.Node != "*" {
+	if o.Node != events.AnyNode {
 		probe.Node = o.Node
 	}
 	conf, err := broker.ServerConfig{
@@ -74,8 +87,11 @@ func Keys(o KeysOptions) error {
 		return err
 	}
 	// It holds public keys only, and the broker may run as anybody.
-	if err := os.WriteFile(filepath.Join(brokerDir, "nats.conf"), conf, 0o644); err != nil {
-		return err
+	confFile := filepath.Join(brokerDir, "nats.conf")
+	if old, err := os.ReadFile(confFile); err != nil || !bytes.Equal(old, conf) {
+		if err := os.WriteFile(confFile, conf, 0o644); err != nil {
+			return err
+		}
 	}
 	keyring := filepath.Join(o.Dir, keysNotifier, "keyring")
 	if err := broker.WriteKeyring(keyring, []broker.KeyringEntry{{Node: o.Node, Key: public[broker.Probe]}}); err != nil {
@@ -118,20 +134,20 @@ func chown(dir string, uid int) error {
 
 // ProvisionOptions says where the streams are to be made, and as whom.
 type ProvisionOptions struct {
-	URL      string
+	URL      string // one or several, separated by commas
 	WGKey    string // seed file; empty logs in as nobody
 	HooksKey string // seed file; empty for a broker with a single account
-	Wait     time.Duration
+	CAFile   string // PEM, instead of the system's roots
+	CertFile string // PEM, with KeyFile
+	KeyFile  string
+	Wait     time.Duration // for a broker that is just starting, and for all answers
 }
-
-// DefaultProvisionWait is how long a broker that is just starting is waited for.
-const DefaultProvisionWait = 30 * time.Second
 
 // Provision makes the streams and returns what it changed.
 func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]broker.Change, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Wait, fmt.Errorf("the broker was not ready within %s", o.Wait))
 	defer cancel()
-	wg, err := provisioner(ctx, o.URL, o.WGKey, broker.WGProvisioner, log)
+	wg, err := provisioner(ctx, o, o.WGKey, broker.WGProvisioner, log)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +155,7 @@ func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]bro
 	if o.HooksKey == "" {
 		return broker.Provision(ctx, wg, nil, log)
 	}
-	hooks, err := provisioner(ctx, o.URL, o.HooksKey, broker.HooksProvisioner, log)
+	hooks, err := provisioner(ctx, o, o.HooksKey, broker.HooksProvisioner, log)
 	if err != nil {
 		return nil, err
 	}
@@ -148,8 +164,10 @@ func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]bro
 }
 
 // provisioner returns a connection that is up.
-func provisioner(ctx context.Context, url, key, role string, log *slog.Logger) (*nats.Conn, error) {
-	nc, err := broker.Connect(broker.ConnectOptions{URL: url, Name: "wgherald " + role, Role: role, NkeyFile: key}, log)
+func provisioner(ctx context.Context, o ProvisionOptions, key, role string, log *slog.Logger) (*nats.Conn, error) {
+	nc, err := broker.Connect(broker.ConnectOptions{
+		URL: o.URL, Name: "wgherald-" + role, Role: role, NkeyFile: key, CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile,
+	}, log)
 	if err != nil {
 		return nil, err
 	}

@@ -65,7 +65,7 @@ func Connect(o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
 
 // handlers log what the library reports to callbacks only.
 func handlers(log *slog.Logger) []nats.Option {
-	unreachable := once(log) // attempts come every second, and the same failure is worth one line
+	unreachable := once(log) // attempts come every second
 	return []nats.Option{
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrAuthorization) {
@@ -80,11 +80,12 @@ func handlers(log *slog.Logger) []nats.Option {
 		}),
 		nats.ConnectHandler(func(nc *nats.Conn) {
 			unreachable.reset()
-			log.Info("broker connected", "url", nc.ConnectedUrlRedacted(), "version", nc.ConnectedServerVersion())
+			// Not the URL: its user may be a token.
+			log.Info("broker connected", "address", nc.ConnectedAddr(), "version", nc.ConnectedServerVersion())
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			unreachable.reset()
-			log.Info("broker reconnected", "url", nc.ConnectedUrlRedacted(), "version", nc.ConnectedServerVersion())
+			log.Info("broker reconnected", "address", nc.ConnectedAddr(), "version", nc.ConnectedServerVersion())
 		}),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
 			if err != nil {
@@ -95,20 +96,26 @@ func handlers(log *slog.Logger) []nats.Option {
 	}
 }
 
-// repeated logs an error that comes again and again only when its text changes.
+// maxReasons bounds the reasons that repeated tells apart: some have a port number in them that is new each time.
+const maxReasons = 8
+
+// repeated logs each reason once, however often it comes: the addresses of a list take turns, and so do their reasons.
 type repeated struct {
 	log  *slog.Logger
 	mu   sync.Mutex
-	last string
+	told map[string]bool
 }
 
-func once(log *slog.Logger) *repeated { return &repeated{log: log} }
+func once(log *slog.Logger) *repeated { return &repeated{log: log, told: map[string]bool{}} }
 
 func (r *repeated) report(err error) {
+	if err == nil || errors.Is(err, nats.ErrNoServers) { // the library's word for the first failure; its reason comes next
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if text := err.Error(); text != r.last {
-		r.last = text
+	if text := err.Error(); !r.told[text] && len(r.told) < maxReasons {
+		r.told[text] = true
 		r.log.Warn("broker not reached, trying on", "error", text)
 	}
 }
@@ -116,7 +123,7 @@ func (r *repeated) report(err error) {
 func (r *repeated) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last = ""
+	clear(r.told)
 }
 
 // hideSeed lets only the error of reading the file through: one about its text may quote the seed.

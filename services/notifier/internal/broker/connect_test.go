@@ -2,12 +2,16 @@ package broker
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/nats-io/nats.go"
 )
 
 // logBuffer is a log that a test reads while others write it.
@@ -96,6 +100,33 @@ func TestConnectKeepsTryingWithAKeyTheBrokerDoesNotKnow(t *testing.T) {
 	}
 	if got := lines.count("Authorization Violation"); got != 1 {
 		t.Errorf("the same refusal is in the log %d times", got)
+	}
+}
+
+// With two addresses, the reasons alternate.
+func TestEachReasonIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	log, lines := newLog()
+	r := once(log)
+	for range 5 {
+		r.report(nats.ErrNoServers)
+		r.report(errors.New("first: connection refused"))
+		r.report(errors.New("second: connection refused"))
+	}
+	if got := lines.count("broker not reached"); got != 2 {
+		t.Errorf("two reasons are in the log %d times", got)
+	}
+	r.reset() // connected meanwhile
+	r.report(errors.New("first: connection refused"))
+	if got := lines.count("broker not reached"); got != 3 {
+		t.Errorf("after a reconnect: %d lines, want one more", got)
+	}
+	r.reset()
+	for port := range 1000 {
+		r.report(fmt.Errorf("read tcp 127.0.0.1:%d: connection reset", port))
+	}
+	if got := lines.count("connection reset"); got != maxReasons {
+		t.Errorf("reasons that are new each time: %d lines, want %d", got, maxReasons)
 	}
 }
 

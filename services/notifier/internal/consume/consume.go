@@ -91,6 +91,8 @@ type Consumer struct {
 	attempts map[uint64]*history
 	// resume is the first stream sequence that a consumer deleted behind our back would have had to deliver next, 0 while there was none.
 	resume uint64
+	// waiting is since when the hook waits for its consumer, zero while it does not: what is stored meanwhile is for it.
+	waiting time.Time
 }
 
 // New checks the hook's target and schedule and returns a consumer for it.
@@ -121,8 +123,12 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer c.sender.Close()
 	var last string
 	for ctx.Err() == nil {
+		began := time.Now()
 		cons, err := c.open(ctx)
 		if err != nil {
+			if c.waiting.IsZero() {
+				c.waiting = began
+			}
 			if ctx.Err() == nil && err.Error() != last {
 				last = err.Error()
 				c.Log.Warn("hook waits for its consumer", "error", err)
@@ -139,13 +145,14 @@ func (c *Consumer) Run(ctx context.Context) error {
 			last = ""
 			c.Log.Info("hook has its consumer")
 		}
+		c.waiting = time.Time{}
 		c.resume = newSession(c, cons).run(ctx)
 	}
 	return nil
 }
 
-// open returns the hook's durable consumer with the settings of this version, making it when there is none. A new hook starts with new events; a
-// consumer that was deleted behind our back starts where it was.
+// open returns the hook's durable consumer with the settings of this version, making it when there is none. A new hook starts with new events, among
+// them those that were stored while it waited for the broker or the stream; a consumer that was deleted behind our back starts where it was.
 func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestWait)
 	defer cancel()
@@ -155,9 +162,18 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		have = jetstream.ConsumerConfig{Durable: name, DeliverPolicy: jetstream.DeliverNewPolicy}
-		if c.resume > 0 {
+		switch {
+		case c.resume > 0:
 			have.DeliverPolicy, have.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.resume
 			c.Log.Warn("consumer was deleted, it is made again", "from_sequence", c.resume)
+		case !c.waiting.IsZero():
+			stream, err := c.JetStream.Stream(ctx, events.StreamEvents)
+			if err != nil {
+				return nil, fmt.Errorf("read stream %s: %w", events.StreamEvents, err)
+			}
+			// By the broker's clock, which need not be ours.
+			start := stream.CachedInfo().TimeStamp.Add(-time.Since(c.waiting))
+			have.DeliverPolicy, have.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
 		}
 	case err != nil:
 		return nil, fmt.Errorf("read consumer %s: %w", name, err)

@@ -699,31 +699,41 @@ func TestAKilledOwnerLosesNothingAndOrderStays(t *testing.T) {
 
 func TestAfterAnOrderlyStopTheNextOwnerStartsAtOnce(t *testing.T) {
 	t.Parallel()
-	b := newBroker(t)
-	var broken atomic.Bool
-	broken.Store(true)
-	s := newSink(t, func(http.ResponseWriter, string, int) int {
-		if broken.Load() {
-			return http.StatusServiceUnavailable
-		}
-		return http.StatusOK
-	})
-	late := quick
-	late.Initial, late.Max, late.GiveUp = time.Hour, time.Hour, 72*time.Hour
-	owner := run(t, b, s, withRetry(late)) // AckWait of a minute, PinnedTTL of 30 s
-	ids := b.publish("alice", "alice", "bob", "alice", "bob")
-	eventually(t, "all are held", func() bool { held, _ := owner.observer.held(); return held == 5 && len(s.requests()) == 2 })
-
-	owner.stop()
-	broken.Store(false)
-	begin := time.Now()
-	run(t, b, s)
-	s.take(t, "", 5)
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("the next owner took %s", took)
+	tests := map[string]func(*broker){
+		"of a notifier alone":          func(*broker) {},
+		"of a notifier and its broker": func(b *broker) { b.stop(); b.start() },
 	}
-	same(t, "order of alice", []string{ids[0], ids[1], ids[3]}, s.accepted("alice"))
-	same(t, "order of bob", []string{ids[2], ids[4]}, s.accepted("bob"))
+	for name, restart := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBroker(t)
+			var broken atomic.Bool
+			broken.Store(true)
+			s := newSink(t, func(http.ResponseWriter, string, int) int {
+				if broken.Load() {
+					return http.StatusServiceUnavailable
+				}
+				return http.StatusOK
+			})
+			late := quick
+			late.Initial, late.Max, late.GiveUp = time.Hour, time.Hour, 72*time.Hour
+			owner := run(t, b, s, withRetry(late)) // AckWait of a minute, PinnedTTL of 30 s
+			ids := b.publish("alice", "alice", "bob", "alice", "bob")
+			eventually(t, "all are held", func() bool { held, _ := owner.observer.held(); return held == 5 && len(s.requests()) == 2 })
+
+			owner.stop()
+			restart(b)
+			broken.Store(false)
+			begin := time.Now()
+			run(t, b, s)
+			s.take(t, "", 5)
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Errorf("the next owner took %s", took)
+			}
+			same(t, "order of alice", []string{ids[0], ids[1], ids[3]}, s.accepted("alice"))
+			same(t, "order of bob", []string{ids[2], ids[4]}, s.accepted("bob"))
+		})
+	}
 }
 
 func TestAStopLetsAttemptsUnderWayFinish(t *testing.T) {
@@ -923,7 +933,7 @@ func TestADeletedConsumerIsMadeAgainWhereItWas(t *testing.T) {
 	}
 }
 
-func TestANotifierThatStartsWithoutStreamWaitsForIt(t *testing.T) {
+func TestANotifierThatStartsWithoutStreamMissesNothingOfIt(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)
 	stream, err := b.js.Stream(t.Context(), events.StreamEvents)
@@ -934,9 +944,22 @@ func TestANotifierThatStartsWithoutStreamWaitsForIt(t *testing.T) {
 	if err := b.js.DeleteStream(t.Context(), events.StreamEvents); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(500*time.Millisecond, func() { _, _ = b.js.CreateStream(context.Background(), cfg) })
+	early := b.event("alice")
+	body, err := early.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A probe that has waited for the broker, too, does not wait for the hook.
+	time.AfterFunc(tryAgain/2, func() {
+		if _, err := b.js.CreateStream(t.Context(), cfg); err != nil {
+			t.Error(err)
+		}
+		if _, err := b.js.Publish(t.Context(), string(early.Type), body); err != nil {
+			t.Error(err)
+		}
+	})
 	run(t, b, s)
-	same(t, "delivered", b.publish("alice"), s.take(t, "", 1))
+	same(t, "delivered", append([]string{early.ID}, b.publish("alice")...), s.take(t, "", 2))
 }
 
 func TestNewRefusesWhatCannotRun(t *testing.T) {

@@ -222,7 +222,7 @@ func (s *session) stop(late context.Context, cancelLate, cancelPull context.Canc
 				continue
 			}
 			s.next = max(s.next, w.seq()+1)
-			_ = w.msg.Nak() // a lost one comes back later
+			handBack(w.msg)
 		case <-s.ended:
 		case o := <-s.outcomes:
 			s.conclude(late, o)
@@ -546,9 +546,13 @@ func (s *session) surrender() {
 	s.pin = ""
 	s.recovering = false
 	for _, it := range s.queue.DropWaiting() {
-		_ = it.Value.msg.Nak() // a lost one comes back when its AckWait is over
+		handBack(it.Value.msg)
 	}
 }
+
+// handBack has a message delivered again at once. The server stores a NAK with a delay, and forgets one without when it is restarted, as the embedded
+// one is with its notifier: the message would come back when its AckWait is over, as it does when the NAK is lost.
+func handBack(msg jetstream.Msg) { _ = msg.NakWithDelay(time.Millisecond) }
 
 // unpin releases the consumer, so that the next owner need not wait for PinnedTTL.
 func (s *session) unpin(ctx context.Context) {

@@ -6,7 +6,6 @@ package telemetry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -37,7 +36,7 @@ type Metrics struct {
 	inFlight *prometheus.GaugeVec
 }
 
-// New returns metrics that start at zero.
+// New returns metrics of a notifier that has done nothing yet.
 func New() *Metrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "wgherald", Subsystem: "notifier", Name: name, Help: help}
@@ -89,12 +88,13 @@ func (m *Metrics) Loaded(hook string, l consume.Load) {
 	m.inFlight.WithLabelValues(hook).Set(float64(l.InFlight))
 }
 
-// Listen opens the address that Serve serves on: host:port or unix:/path. A socket file that an earlier run left is replaced.
+// Listen opens the address that Serve serves on: host:port or unix:/path. A socket that an earlier run left is replaced; any other file, and a socket that
+// somebody serves, is not.
 func Listen(addr string) (net.Listener, error) {
 	network := "tcp"
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		network, addr = "unix", path
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeStale(path); err != nil {
 			return nil, fmt.Errorf("metrics socket (NOTIFIER_METRICS): %w", err)
 		}
 	}
@@ -103,6 +103,19 @@ func Listen(addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("metrics address (NOTIFIER_METRICS): %w", err)
 	}
 	return l, nil
+}
+
+// removeStale removes a socket that nobody listens on.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
+		return nil // what is in the way, the caller's listen tells
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil
+	}
+	return os.Remove(path)
 }
 
 // Serve answers GET /metrics until ctx ends.

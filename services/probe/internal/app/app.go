@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -82,43 +83,36 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("broker connection: %w", err)
 	}
-	publisher := publish.New(js, ob, identity.Key, reconnected, metrics, log.With("component", "publish"))
+	publisher := publish.New(publish.JetStream(js), ob, identity.Key, reconnected, metrics, log.With("component", "publish"))
 
 	e := newEngine(engineConfig{
 		cfg: cfg, version: version, publicKey: identity.Public, trigger: trigger,
 		saved: saved, outbox: ob, devices: wg, names: names.New(cfg.Names), metrics: metrics, log: log,
 	})
 
-	// The publisher outlives the engine: the engine's last commit says that the probe stopped.
-	published := make(chan error, 1)
-	publishCtx, stopPublishing := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopPublishing()
-	g, gctx := errgroup.WithContext(ctx)
-	go func() { published <- publisher.Run(publishCtx) }()
-	g.Go(func() error {
-		select {
-		case err := <-published:
-			published <- nil
-			return fmt.Errorf("publisher ended early: %w", err)
-		case <-gctx.Done():
-			return nil
+	var scrapes net.Listener
+	if cfg.Metrics.Network != "" {
+		if scrapes, err = telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr); err != nil {
+			return err
 		}
+	}
+
+	g, gctx := errgroup.WithContext(ctx)
+	// The publisher outlives the engine, whose last commit says that the probe stopped.
+	publishCtx, stopPublishing := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return publisher.Run(publishCtx) })
+	g.Go(func() error {
+		defer stopPublishing()
+		return e.run(gctx)
 	})
-	g.Go(func() error { return e.run(gctx) })
 	g.Go(func() error { return wg.Watch(gctx, e.devicesChanged) })
 	if listener != nil {
 		g.Go(func() error { return listener.Run(gctx, e.hear) })
 	}
-	if cfg.Metrics.Network != "" {
-		l, err := telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr)
-		if err != nil {
-			return err
-		}
-		g.Go(func() error { return metrics.Serve(gctx, l) })
+	if scrapes != nil {
+		g.Go(func() error { return metrics.Serve(gctx, scrapes) })
 	}
 	err = g.Wait()
-	stopPublishing()
-	err = errors.Join(err, <-published)
 	log.Info("probe stopped", "events_waiting", ob.Depth())
 	return err
 }

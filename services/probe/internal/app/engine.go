@@ -75,6 +75,7 @@ type device struct {
 	schedule *tracker.Schedule
 	seen     tracker.Seen
 	asking   bool
+	gone     bool // the last look found that it does not exist
 	failing  bool
 	key      events.Key
 	port     int
@@ -96,11 +97,12 @@ type heard struct {
 
 // answer is what a device said.
 type answer struct {
-	name   string
-	device wgstate.Device
-	at     tracker.Now
-	took   time.Duration
-	err    error
+	name     string
+	from     *device
+	found    wgstate.Device
+	asked    tracker.Now
+	answered tracker.Now
+	err      error
 }
 
 func newEngine(c engineConfig) *engine {
@@ -130,7 +132,7 @@ func now() tracker.Now {
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 		panic(err) // Linux has had this clock since 2.6.39
 	}
-	return tracker.Now{Wall: time.Now().Round(0), Boot: time.Duration(boot.Nano())}
+	return tracker.Now{Wall: time.Now().UTC().Round(0), Boot: time.Duration(boot.Nano())}
 }
 
 // hear takes in a message. It runs in the listener's goroutine and throws away what is for nobody here.
@@ -189,9 +191,7 @@ func (e *engine) run(ctx context.Context) error {
 	e.startedAt = now()
 	e.loadNames()
 	e.sayStarted()
-	if err := e.enumerate(true); err != nil {
-		return err
-	}
+	e.enumerate()
 	nameTicks := time.NewTicker(namesInterval)
 	defer nameTicks.Stop()
 	timer := time.NewTimer(0)
@@ -210,13 +210,9 @@ func (e *engine) run(ctx context.Context) error {
 		case h := <-e.heard:
 			e.note(now().Boot, h)
 		case a := <-e.answers:
-			if err := e.take(a); err != nil {
-				return err
-			}
+			e.take(a)
 		case <-e.changed:
-			if err := e.enumerate(false); err != nil {
-				return err
-			}
+			e.enumerate()
 		case <-nameTicks.C:
 			if e.names.Changed() {
 				e.loadNames()
@@ -260,7 +256,7 @@ func (e *engine) loadNames() {
 }
 
 // enumerate compares the interfaces that exist with those that are watched.
-func (e *engine) enumerate(first bool) error {
+func (e *engine) enumerate() {
 	t := now()
 	links, errs := e.devices.Devices()
 	for _, err := range errs {
@@ -284,19 +280,18 @@ func (e *engine) enumerate(first bool) error {
 			d.schedule.Soon(t.Boot)
 		}
 	}
-	if len(errs) > 0 {
-		return nil // the list may be short: nobody is declared gone because of that
-	}
-	for name := range e.watched {
-		if !slices.Contains(present, name) {
+	// With errors the list may be short: then only what a look did not find, either, is gone.
+	whole := len(errs) == 0
+	e.tracker.Present(t, present, whole)
+	for name, d := range e.watched {
+		if !slices.Contains(present, name) && (whole || d.gone) {
 			delete(e.watched, name)
 			e.log.Info("interface is gone", "interface", name)
+			e.tracker.Gone(t, name)
 		}
 	}
 	e.aim()
 	e.count()
-	e.tracker.Present(t, present, first)
-	return nil
 }
 
 // aim tells hear what the watched interfaces' keys are.
@@ -361,9 +356,9 @@ func (e *engine) ask(ctx context.Context) {
 		d.asking = true
 		link := d.link
 		e.asking.Go(func() {
-			began := now()
-			found, err := e.devices.Snapshot(ctx, link)
-			a := answer{name: name, device: found, at: began, took: now().Boot - began.Boot, err: err}
+			a := answer{name: name, from: d, asked: now()}
+			a.found, a.err = e.devices.Snapshot(ctx, link)
+			a.answered = now()
 			select {
 			case e.answers <- a:
 			case <-ctx.Done():
@@ -373,37 +368,37 @@ func (e *engine) ask(ctx context.Context) {
 }
 
 // take takes in what a device said.
-func (e *engine) take(a answer) error {
-	d, ok := e.watched[a.name]
-	if !ok {
-		return nil // it went meanwhile
+func (e *engine) take(a answer) {
+	d := e.watched[a.name]
+	if d != a.from {
+		return // it went meanwhile, and another may have come
 	}
 	d.asking = false
-	boot := now().Boot
 	if a.err != nil {
-		d.schedule.Failed(boot)
+		d.schedule.Failed(a.asked.Boot, a.answered.Boot)
 		e.metrics.LookFailed()
 		if errors.Is(a.err, os.ErrNotExist) {
+			d.gone = true
 			e.devicesChanged()
 		} else if !d.failing {
 			d.failing = true
 			e.log.Warn("interface cannot be read, trying on", "interface", a.name, "error", a.err)
 		}
-		return nil
+		return
 	}
+	d.gone = false
 	if d.failing {
 		d.failing = false
 		e.log.Info("interface can be read again", "interface", a.name)
 	}
-	e.metrics.Looked(a.took)
-	d.seen = e.tracker.Observe(a.at, observed(a.device))
-	d.schedule.Looked(boot, a.took, d.seen)
-	if d.key != a.device.PublicKey || d.port != a.device.ListenPort {
-		d.key, d.port = a.device.PublicKey, a.device.ListenPort
+	e.metrics.Looked(a.answered.Boot - a.asked.Boot)
+	d.seen = e.tracker.Observe(a.asked, a.answered, observed(a.found))
+	d.schedule.Looked(a.asked.Boot, a.answered.Boot, d.seen)
+	if d.key != a.found.PublicKey || d.port != a.found.ListenPort {
+		d.key, d.port = a.found.PublicKey, a.found.ListenPort
 		e.aim()
 	}
 	e.count()
-	return nil
 }
 
 // commit stores what came together.
@@ -431,7 +426,7 @@ func observed(d wgstate.Device) tracker.Device {
 		out.Peers[i] = tracker.Peer{
 			PublicKey:     p.PublicKey,
 			Endpoint:      p.Endpoint,
-			LastHandshake: p.LastHandshake,
+			LastHandshake: p.LastHandshake.UTC(),
 			RxBytes:       p.RxBytes,
 			TxBytes:       p.TxBytes,
 			AllowedIPs:    p.AllowedIPs,

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -133,6 +134,9 @@ func Load() (Config, error) {
 	if err := c.LogLevel.UnmarshalText([]byte(env.LogLevel)); err != nil {
 		wrong("PROBE_LOG_LEVEL", "is %.40q, want debug, info, warn or error", env.LogLevel)
 	}
+	if len(list(env.URL)) == 0 {
+		wrong("NATS_URL", "is no URL such as nats://127.0.0.1:4222")
+	}
 	for _, u := range list(env.URL) {
 		// The URL may hold a password, so no error quotes it.
 		switch parsed, err := url.Parse(u); {
@@ -197,8 +201,8 @@ func parseAddress(s string) (Address, error) {
 		}
 		return Address{Network: "unix", Addr: path}, nil
 	}
-	host, _, err := net.SplitHostPort(s)
-	if err != nil {
+	host, port, err := net.SplitHostPort(s)
+	if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
 		return Address{}, fmt.Errorf("%q is neither host:port nor unix:/path", s)
 	}
 	if addr, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !addr.IsLoopback()) {
@@ -207,7 +211,7 @@ func parseAddress(s string) (Address, error) {
 	return Address{Network: "tcp", Addr: s}, nil
 }
 
-// misspelt names variables with our prefix that mean nothing.
+// misspelt names variables with our prefix that mean nothing. Kubernetes sets some of that prefix when a service is called probe; those are not ours.
 func misspelt(environ []string) []error {
 	known := map[string]bool{}
 	for field := range reflect.TypeFor[environment]().Fields() {
@@ -216,7 +220,8 @@ func misspelt(environ []string) []error {
 	var problems []error
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, "PROBE_") && !known[name] {
+		foreign := strings.HasPrefix(name, "PROBE_PORT") || strings.HasPrefix(name, "PROBE_SERVICE_")
+		if strings.HasPrefix(name, "PROBE_") && !known[name] && !foreign {
 			problems = append(problems, fmt.Errorf("%s: there is no such variable (probe -h lists them)", name))
 		}
 	}

@@ -12,8 +12,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -68,12 +70,16 @@ func Open(dir string, now time.Time) (*Outbox, error) {
 		return nil, fmt.Errorf("state directory %s: %w", dir, err)
 	}
 	path := filepath.Join(dir, FileName)
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	err := intact(path)
+	var db *bolt.DB
+	if err == nil {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	}
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("state file %s is in use by another probe: stop it, or give this one another directory", path)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("state file %s is damaged (%w): move it away; connects will be repeated as inferred", path, err)
+	case errors.Is(err, errDamaged):
+		return nil, fmt.Errorf("state file %s %w: move it away; connects will be repeated as inferred", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
@@ -82,6 +88,47 @@ func Open(dir string, now time.Time) (*Outbox, error) {
 		return nil, errors.Join(fmt.Errorf("state file %s: %w", path, err), db.Close())
 	}
 	return o, nil
+}
+
+// errDamaged reports a file that is not what bbolt wrote.
+var errDamaged = errors.New("is damaged")
+
+// intact reads the whole file before bbolt opens it for writing. There, a broken page is a panic in a goroutine of bbolt's own; here, it is an error.
+func intact(path string) (err error) {
+	switch info, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return errors.New("it is no regular file")
+	case info.Size() == 0:
+		return nil // whoever was about to make it was killed
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, ReadOnly: true})
+	if cause := (*fs.PathError)(nil); errors.Is(err, bolterrors.ErrTimeout) || errors.As(err, &cause) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%w (%w)", errDamaged, err)
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	defer func() {
+		if broken := recover(); broken != nil {
+			err = fmt.Errorf("%w (%v)", errDamaged, broken)
+		}
+	}()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // the file may be shorter than its pages say, and it is read through memory
+	return db.View(func(tx *bolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
+			return b.ForEach(func(k, v []byte) error {
+				if len(v) > 0 {
+					_ = v[len(v)-1]
+				}
+				return nil
+			})
+		})
+	})
 }
 
 // init makes the buckets and reads the epoch.
@@ -98,7 +145,11 @@ func (o *Outbox) init(tx *bolt.Tx, now time.Time) error {
 		o.epoch = uint64(now.UnixMilli())
 		return errors.Join(meta.Put(formatKey, number(format)), meta.Put(epochKey, number(o.epoch)))
 	}
-	if f := binary.BigEndian.Uint64(meta.Get(formatKey)); f != format {
+	var f uint64
+	if v := meta.Get(formatKey); len(v) == numberSize {
+		f = binary.BigEndian.Uint64(v)
+	}
+	if f != format {
 		return fmt.Errorf("it has format %d and this probe reads %d: use the probe that wrote it, or move it away", f, format)
 	}
 	o.epoch = binary.BigEndian.Uint64(stored)
@@ -123,7 +174,7 @@ func (o *Outbox) Load() (Saved, error) {
 	var s Saved
 	err := o.db.View(func(tx *bolt.Tx) error {
 		if b := tx.Bucket(bucketMeta).Get(aliveKey); b != nil {
-			s.AliveAt = time.UnixMilli(int64(binary.BigEndian.Uint64(b)))
+			s.AliveAt = time.UnixMilli(int64(binary.BigEndian.Uint64(b))).UTC()
 		}
 		return errors.Join(
 			tx.Bucket(bucketInterfaces).ForEach(func(k, v []byte) error { return appendJSON(&s.Interfaces, k, v) }),

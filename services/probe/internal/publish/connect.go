@@ -25,7 +25,8 @@ func Connect(c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan s
 	up := make(chan struct{}, 1)
 	log = log.With("component", "broker")
 	connected := func(nc *nats.Conn) {
-		log.Info("connected", "url", nc.ConnectedUrlRedacted(), "version", nc.ConnectedServerVersion())
+		// Not the URL: its user may be a token.
+		log.Info("connected", "address", nc.ConnectedAddr(), "version", nc.ConnectedServerVersion())
 		select {
 		case up <- struct{}{}:
 		default: // a value that says the same waits there

@@ -54,12 +54,23 @@ func makeIdentity(path string) (Identity, error) {
 	if err == nil {
 		err = os.Rename(temp.Name(), path)
 	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path)) // events are signed from now on: the key must outlast a power cut
+	}
 	if err != nil {
 		return Identity{}, errors.Join(fmt.Errorf("key file %s: %w", path, err), os.Remove(temp.Name()))
 	}
 	id, err := identity(path, pair)
 	id.Made = true
 	return id, err
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func identity(path string, pair nkeys.KeyPair) (Identity, error) {

@@ -50,9 +50,8 @@ type Publisher struct {
 	key     ed25519.PrivateKey
 	log     *slog.Logger
 	metrics Metrics
-	// send sends one message and returns when the broker has it on disk.
-	send func(context.Context, *nats.Msg) (*jetstream.PubAck, error)
-	// reconnected receives a value when trying again at once is worth it.
+	broker  Broker
+	// reconnected receives a value after the broker came back.
 	reconnected <-chan struct{}
 
 	queue      []item // events read ahead, in order, without those under way
@@ -61,31 +60,46 @@ type Publisher struct {
 	states     []item // states read and not under way
 	moreStates bool   // there may be states beyond them
 
-	inFlight map[string]bool // partition keys
-	results  chan result
-	sending  sync.WaitGroup
+	connection uint64                        // on which what is in flight was sent
+	inFlight   map[string]context.CancelFunc // by partition key
+	results    chan result
+	sending    sync.WaitGroup
 
 	failure  error // of this pass; nothing is started until all that is under way has ended
 	failures int   // in a row
 }
 
-// New returns a publisher of what is in the outbox.
-func New(js jetstream.JetStream, ob *outbox.Outbox, key ed25519.PrivateKey, reconnected <-chan struct{}, m Metrics, log *slog.Logger) *Publisher {
-	return newPublisher(ob, key, reconnected, m, log, func(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
-		if !js.Conn().IsConnected() {
-			return nil, nats.ErrDisconnected // before the first connect, the library would complain of something else
-		}
-		return js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
-	})
+// Broker is what a publisher sends to; JetStream makes one of a connection.
+type Broker interface {
+	// Connection returns the number of the current connection, 0 while there is none: then, sending is not worth trying.
+	Connection() uint64
+	// Send sends one message and returns when the broker has it on disk.
+	Send(context.Context, *nats.Msg) (*jetstream.PubAck, error)
 }
 
-func newPublisher(ob *outbox.Outbox, key ed25519.PrivateKey, reconnected <-chan struct{}, m Metrics, log *slog.Logger,
-	send func(context.Context, *nats.Msg) (*jetstream.PubAck, error)) *Publisher {
+// JetStream returns the broker behind a connection.
+func JetStream(js jetstream.JetStream) Broker { return jetStream{js} }
+
+type jetStream struct{ js jetstream.JetStream }
+
+func (b jetStream) Connection() uint64 {
+	if !b.js.Conn().IsConnected() {
+		return 0
+	}
+	return 1 + b.js.Conn().Stats().Reconnects
+}
+
+func (b jetStream) Send(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
+	return b.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
+}
+
+// New returns a publisher of what is in the outbox. The channel must receive a value each time after the broker has become connected.
+func New(b Broker, ob *outbox.Outbox, key ed25519.PrivateKey, reconnected <-chan struct{}, m Metrics, log *slog.Logger) *Publisher {
 	return &Publisher{
-		outbox: ob, key: key, log: log, metrics: m, reconnected: reconnected, send: send,
+		outbox: ob, key: key, log: log, metrics: m, broker: b, reconnected: reconnected,
 		moreEvents: true,
 		moreStates: true,
-		inFlight:   map[string]bool{},
+		inFlight:   map[string]context.CancelFunc{},
 		results:    make(chan result, MaxInFlight),
 	}
 }
@@ -109,7 +123,7 @@ type result struct {
 // Run sends until ctx ends, and then for a bounded time what is left. An error is the outbox's: a broker that is away is waited for.
 func (p *Publisher) Run(ctx context.Context) error {
 	// What is under way outlives ctx: its acks are worth waiting for.
-	sendCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer p.sending.Wait()
 	defer cancel()
 
@@ -124,8 +138,13 @@ func (p *Publisher) Run(ctx context.Context) error {
 		deadline <-chan time.Time // set once ctx has ended
 	)
 	for {
-		if p.failure == nil && pause == nil {
-			if err := p.start(sendCtx); err != nil {
+		connection := p.broker.Connection()
+		if connection != 0 && connection != p.connection {
+			p.connection = connection
+			p.abort()
+		}
+		if connection != 0 && p.failure == nil && pause == nil {
+			if err := p.start(sending); err != nil {
 				return err
 			}
 		}
@@ -137,8 +156,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 					return err
 				}
 				pause = time.After(pauses.NextBackOff())
-			case deadline != nil && pause == nil:
-				return p.outbox.Flush() // all is sent
+				continue
+			case deadline != nil && (connection == 0 || pause == nil):
+				return p.finish() // all is sent, or nobody takes it
 			case p.outbox.Unflushed():
 				idle = time.After(flushAfter)
 			}
@@ -153,20 +173,36 @@ func (p *Publisher) Run(ctx context.Context) error {
 		case <-pause:
 			pause = nil
 		case <-p.reconnected:
+			pauses.Reset()
 			pause = nil
 		case <-idle:
 			if err := p.outbox.Flush(); err != nil {
 				return err
 			}
 		case <-done:
-			// The last commit may have come with the end of ctx, and one more try is worth it even while the broker seems away.
+			// The last commit may have come with the end of ctx, and one more try is worth it even after a failure.
 			done, deadline, pause = nil, time.After(drainFor), nil
 			p.moreEvents, p.moreStates = true, true
 		case <-deadline:
-			p.log.Info("the rest is left for the next run", "stored", p.outbox.Depth())
-			return p.outbox.Flush()
+			return p.finish()
 		}
 	}
+}
+
+// abort ends the waiting for acks of an earlier connection: they never come.
+func (p *Publisher) abort() {
+	for _, cancel := range p.inFlight {
+		cancel()
+	}
+}
+
+// finish takes out what was acked and tells of what was not.
+func (p *Publisher) finish() error {
+	err := p.outbox.Flush()
+	if n := p.outbox.Depth(); n > 0 {
+		p.log.Info("the rest is left for the next run", "stored", n)
+	}
+	return err
 }
 
 // start sends what may be sent now: events first, and states when no event waits.
@@ -182,6 +218,7 @@ func (p *Publisher) start(ctx context.Context) error {
 			if err := p.readStates(); err != nil {
 				return err
 			}
+			p.queue = p.startFrom(ctx, p.queue)
 		}
 		p.states = p.startFrom(ctx, p.states)
 	}
@@ -193,17 +230,17 @@ func (p *Publisher) startFrom(ctx context.Context, items []item) []item {
 	rest := items[:0]
 	held := map[string]bool{} // partitions that an earlier item of items waits for
 	for _, it := range items {
-		if len(p.inFlight) >= MaxInFlight || p.inFlight[it.partition] || held[it.partition] {
+		if len(p.inFlight) >= MaxInFlight || p.inFlight[it.partition] != nil || held[it.partition] {
 			held[it.partition] = true
 			rest = append(rest, it)
 			continue
 		}
-		p.inFlight[it.partition] = true
+		ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+		p.inFlight[it.partition] = cancel
 		p.sending.Go(func() {
 			began := time.Now()
-			ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 			defer cancel()
-			ack, err := p.send(ctx, it.msg)
+			ack, err := p.broker.Send(ctx, it.msg)
 			p.results <- result{item: it, took: time.Since(began), duplicate: err == nil && ack.Duplicate, err: err}
 		})
 	}
@@ -274,13 +311,17 @@ func (p *Publisher) readEvents() error {
 	return nil
 }
 
-// readStates reads the states that latecomers do not find yet. Those that were sent leave the outbox first.
+// readStates reads the states that latecomers do not find yet. Those that were sent leave the outbox first. An event that was stored since the events were
+// read, and whose state may be among these, is sent before any of them.
 func (p *Publisher) readStates() error {
 	if err := p.outbox.Flush(); err != nil {
 		return err
 	}
 	marks, err := p.outbox.Dirty(MaxInFlight)
 	if err != nil {
+		return err
+	}
+	if err := p.readEvents(); err != nil || len(p.queue) > 0 {
 		return err
 	}
 	p.moreStates = len(marks) == MaxInFlight
@@ -302,6 +343,8 @@ func explain(err error) error {
 		return fmt.Errorf("no stream takes this subject (make the streams with `notifier provision`): %w", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return fmt.Errorf("no ack within %s (the broker is away, overloaded, or denies this identity the subject): %w", ackTimeout, err)
+	case errors.Is(err, context.Canceled):
+		return errors.New("the connection broke before the ack")
 	default:
 		return err
 	}

@@ -6,7 +6,6 @@ package telemetry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -132,9 +131,12 @@ func (m *Metrics) Failed() { m.failures.Inc() }
 
 // Listen opens the address that Serve serves on. A socket file that an earlier run left is replaced.
 func Listen(network, addr string) (net.Listener, error) {
-	if network == "unix" {
-		if err := os.Remove(addr); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("metrics socket %s: %w", addr, err)
+	if info, err := os.Lstat(addr); network == "unix" && err == nil {
+		if info.Mode()&fs.ModeSocket == 0 {
+			return nil, fmt.Errorf("metrics socket %s (PROBE_METRICS): there is a file of that name that is no socket", addr)
+		}
+		if err := os.Remove(addr); err != nil {
+			return nil, fmt.Errorf("metrics socket %s (PROBE_METRICS): %w", addr, err)
 		}
 	}
 	l, err := net.Listen(network, addr)

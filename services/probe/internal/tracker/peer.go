@@ -36,23 +36,23 @@ type PeerState struct {
 	RxBytes       uint64    `json:"rxBytes"`                // as the device last counted
 	TxBytes       uint64    `json:"txBytes"`
 
+	// While connected, of the current session:
 	Connected bool            `json:"connected"`
-	StartedAt time.Time       `json:"startedAt,omitzero"` // of the current session, or the last one
-	RxBase    uint64          `json:"rxBase"`             // the device's count when it began
+	StartedAt time.Time       `json:"startedAt,omitzero"`
+	RxBase    uint64          `json:"rxBase"` // the device's count when it began
 	TxBase    uint64          `json:"txBase"`
 	LastSeen  events.Interval `json:"lastSeen,omitzero"`
 
+	Last *events.Session `json:"last,omitempty"` // the session that ended last
+
 	print         [16]byte      // of the preshared key, in this run
 	handshakeBoot time.Duration // when LastHandshake was, on the clock that is never stepped
+	startedBoot   time.Duration // when the session began, on that clock; zero when that was in an earlier run
 }
 
 // fell reports whether the device counts less than before, or has forgotten a handshake: it is not the peer that was known, only its key.
 func (p *PeerState) fell(o Peer) bool {
 	return o.RxBytes < p.RxBytes || o.TxBytes < p.TxBytes || o.LastHandshake.IsZero() && !p.LastHandshake.IsZero()
-}
-
-func (p *PeerState) forgetCounters() {
-	p.LastHandshake, p.RxBytes, p.TxBytes = time.Time{}, 0, 0
 }
 
 // take copies what the look found, apart from what decides whether the peer is connected.
@@ -65,10 +65,8 @@ func (p *PeerState) take(o Peer) {
 }
 
 // observePeers compares every peer of a look with what is known of it.
-func (t *Tracker) observePeers(now Now, i *iface, d Device) Seen {
+func (t *Tracker) observePeers(now Now, i *iface, d Device, baseline bool) Seen {
 	seen := Seen{Configured: len(d.Peers)}
-	// Without a look in this or an earlier run there is nothing to compare with: what is configured is the baseline.
-	baseline := !i.looked && len(i.peers) == 0
 	found := make(map[events.Key]bool, len(d.Peers))
 	for _, o := range d.Peers {
 		found[o.PublicKey] = true
@@ -90,7 +88,8 @@ func (t *Tracker) observePeers(now Now, i *iface, d Device) Seen {
 			t.reconfigure(now, i, p, o)
 		}
 		if t.live(now, i, p, o) {
-			seen.Handshakes = append(seen.Handshakes, o.Endpoint)
+			// A packet's source has no zone, an endpoint may have one.
+			seen.Handshakes = append(seen.Handshakes, netip.AddrPortFrom(o.Endpoint.Addr().WithZone(""), o.Endpoint.Port()))
 		}
 		if p.Connected {
 			seen.Connected++
@@ -106,11 +105,9 @@ func (t *Tracker) observePeers(now Now, i *iface, d Device) Seen {
 func (t *Tracker) add(now Now, i *iface, o Peer, baseline bool) *PeerState {
 	p := &PeerState{Interface: i.Name, PublicKey: o.PublicKey}
 	p.take(o)
+	p.RxBytes, p.TxBytes = 0, 0
 	if old := i.age(now, o.LastHandshake, false) >= RejectAfterTime; !baseline || !old {
 		p.LastHandshake = time.Time{} // for live to find
-	}
-	if !i.blind {
-		p.RxBytes, p.TxBytes = 0, 0 // all that is counted was counted while watched; otherwise it belongs to no session that is known
 	}
 	i.peers[o.PublicKey] = p
 	id := PeerID{i.Name, o.PublicKey}
@@ -126,7 +123,7 @@ func (t *Tracker) add(now Now, i *iface, o Peer, baseline bool) *PeerState {
 // remove forgets a peer.
 func (t *Tracker) remove(now Now, i *iface, p *PeerState) {
 	if p.Connected {
-		t.disconnect(now, i, p, now.Wall, events.PeerWasRemoved)
+		t.disconnect(now, i, p, 0, events.PeerWasRemoved)
 	}
 	t.Say(now.Wall, &events.Removed{Common: t.common(now, i), Peer: t.told(p)})
 	delete(i.peers, p.PublicKey)
@@ -150,7 +147,7 @@ func (t *Tracker) reconfigure(now Now, i *iface, p *PeerState, o Peer) {
 		c.PresharedKey = events.PresharedKeySet
 	case was && !is.Set:
 		c.PresharedKey = events.PresharedKeyUnset
-	case was && p.print != ([16]byte{}) && p.print != is.Print:
+	case was && p.print != ([16]byte{}) && is.Print != ([16]byte{}) && p.print != is.Print:
 		c.PresharedKey = events.PresharedKeyReplaced
 	}
 	p.AllowedIPs, p.Keepalive, p.PresharedKey, p.print = o.AllowedIPs, o.Keepalive, o.PresharedKey.Set, o.PresharedKey.Print
@@ -163,76 +160,96 @@ func (t *Tracker) reconfigure(now Now, i *iface, p *PeerState, o Peer) {
 // live decides whether the peer has a session and from where, and reports whether its last handshake moved.
 func (t *Tracker) live(now Now, i *iface, p *PeerState, o Peer) (moved bool) {
 	// Any other time is a new handshake, not only a later one: the device reads the wall clock, which may have been stepped back.
-	moved = !o.LastHandshake.IsZero() && !o.LastHandshake.Equal(p.LastHandshake)
+	other := !o.LastHandshake.Equal(p.LastHandshake)
+	moved = other && !o.LastHandshake.IsZero() && !o.LastHandshake.Equal(i.ended[o.PublicKey])
 	if moved || p.handshakeBoot == 0 {
 		p.handshakeBoot = now.Boot - i.age(now, o.LastHandshake, moved)
 	}
 	was, from := p.Connected, p.Endpoint
-	if o.RxBytes > p.RxBytes && was {
-		p.LastSeen = interval(i.lastLookOr(p.LastSeen.After), now.Wall)
-		if moved && o.LastHandshake.After(p.LastSeen.After) {
-			p.LastSeen = interval(o.LastHandshake, now.Wall)
-		}
+	if was && o.RxBytes > p.RxBytes {
+		p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
 	}
 	if moved && !was {
-		p.Connected, p.StartedAt = true, o.LastHandshake
+		p.Connected, p.StartedAt, p.startedBoot = true, o.LastHandshake, p.handshakeBoot
+		p.LastSeen = i.life(now, o.LastHandshake, o.LastHandshake)
 		p.RxBase, p.TxBase = p.RxBytes, p.TxBytes
-		p.LastSeen = events.Interval{After: o.LastHandshake, Before: o.LastHandshake}
+		if !i.looked {
+			p.RxBase, p.TxBase = o.RxBytes, o.TxBytes // nobody knows how much of it is this session's
+		}
 	}
-	if moved || was && o.Endpoint != from {
+	roamed := was && from.IsValid() && o.Endpoint.IsValid() && o.Endpoint != from
+	if other || roamed {
 		t.dirty[PeerID{i.Name, p.PublicKey}] = true
 	}
 	p.take(o)
 
 	if moved && !was {
 		t.mark(i, p)
-		t.Say(p.StartedAt, &events.Connected{Common: t.common(now, i), Peer: t.told(p), Session: p.session(p.StartedAt)})
+		t.Say(p.StartedAt, &events.Connected{
+			Common: t.common(now, i), Peer: t.told(p), Session: p.session(Now{Wall: p.StartedAt, Boot: p.startedBoot}),
+		})
 	}
 	if overdue := now.Boot - p.handshakeBoot - RejectAfterTime; p.Connected && overdue >= 0 {
-		t.disconnect(now, i, p, now.Wall.Add(-overdue), events.Expired)
+		t.disconnect(now, i, p, overdue, events.Expired)
 		return moved
 	}
-	if was && o.Endpoint.IsValid() && o.Endpoint != from {
+	if roamed {
 		t.mark(i, p)
 		t.Say(now.Wall, &events.Roamed{
-			Common: t.common(now, i), Peer: t.told(p), Session: p.session(now.Wall),
+			Common: t.common(now, i), Peer: t.told(p), Session: p.session(now),
 			From: t.cfg.Endpoint(from), To: t.cfg.Endpoint(o.Endpoint),
 		})
 	}
 	return moved
 }
 
-// age returns how long ago a handshake was. The device tells wall time, which may have been stepped since; when the look before this one did not
-// have the handshake yet, it is younger than that look, whatever the wall clock says.
+// age returns how long ago a handshake was. The device tells wall time. A handshake that moved is younger than the look before this one. Where the
+// clocks of the two looks show that wall time was stepped in between, it was stepped before the handshake or after it; of the ages that are possible the
+// smaller is taken, so that nobody is disconnected early.
 func (i *iface) age(now Now, handshake time.Time, moved bool) time.Duration {
-	age := max(0, now.Wall.Sub(handshake))
+	age := now.Wall.Sub(handshake)
 	if moved && i.looked {
-		age = min(age, now.Boot-i.lastLook.Boot)
+		gap := now.Boot - i.lastLook.Boot
+		step := now.Wall.Sub(i.lastLook.Wall) - gap
+		if before := age - step; age < 0 || age > gap || 0 <= before && before < age {
+			age = before
+		}
+		age = min(age, gap)
 	}
-	return age
+	return max(0, age)
 }
 
-// interval returns the span between two readings of the wall clock, which may have been stepped back in between.
-func interval(after, before time.Time) events.Interval {
-	if after.After(before) {
-		after = before
-	}
-	return events.Interval{After: after, Before: before}
-}
-
-// lastLookOr returns when the interface was last looked at in this run, or else the given time from an earlier run.
-func (i *iface) lastLookOr(earlier time.Time) time.Time {
+// life returns when the peer gave the latest sign of life that this look found: not before the look before this one, or, at the first look, the given
+// time; and not before its last handshake.
+func (i *iface) life(now Now, after, handshake time.Time) events.Interval {
 	if i.looked {
-		return i.lastLook.Wall
+		after = now.Wall.Add(i.lastLook.Boot - now.Boot) // not lastLook.Wall: the clock may have been stepped since
 	}
-	return earlier
+	if handshake.After(after) && !handshake.After(now.Wall) {
+		after = handshake
+	}
+	return clip(events.Interval{After: after, Before: now.Wall}, now.Wall)
 }
 
-// disconnect ends a peer's session.
-func (t *Tracker) disconnect(now Now, i *iface, p *PeerState, at time.Time, reason events.Reason) {
-	p.Connected = false
+// clip returns the part of an interval that is not after the given time.
+func clip(v events.Interval, end time.Time) events.Interval {
+	if v.After.After(end) {
+		v.After = end
+	}
+	if v.Before.After(end) {
+		v.Before = end
+	}
+	return v
+}
+
+// disconnect ends a peer's session, which was over the given time ago.
+func (t *Tracker) disconnect(now Now, i *iface, p *PeerState, ago time.Duration, reason events.Reason) {
+	end := Now{Wall: now.Wall.Add(-ago), Boot: now.Boot - ago}
+	p.LastSeen = clip(p.LastSeen, end.Wall)
+	session := p.session(end)
+	p.Connected, p.Last = false, &session
 	t.mark(i, p)
-	t.Say(at, &events.Disconnected{Common: t.common(now, i), Peer: t.told(p), Session: p.session(at), Reason: reason})
+	t.Say(end.Wall, &events.Disconnected{Common: t.common(now, i), Peer: t.told(p), Session: session, Reason: reason})
 }
 
 // mark notes that a peer's state is to be stored and announced.
@@ -263,23 +280,27 @@ func (t *Tracker) told(p *PeerState) events.Peer {
 
 // state returns the peer as latecomers find it.
 func (t *Tracker) state(now Now, p *PeerState) events.State {
-	s := events.State{Node: t.cfg.Node, Interface: p.Interface, Peer: t.told(p), Connected: p.Connected, UpdatedAt: now.Wall}
-	if !p.StartedAt.IsZero() {
-		session := p.session(p.LastSeen.Before)
+	s := events.State{Node: t.cfg.Node, Interface: p.Interface, Peer: t.told(p), Connected: p.Connected, Session: p.Last, UpdatedAt: now.Wall}
+	if p.Connected {
+		session := p.session(now)
 		s.Session = &session
 	}
 	return s
 }
 
-// session returns the session as of the given time.
-func (p *PeerState) session(at time.Time) events.Session {
+// session returns the session as of the given time. How long it lasted is measured, unless it began in an earlier run.
+func (p *PeerState) session(at Now) events.Session {
+	lasted := at.Boot - p.startedBoot
+	if p.startedBoot == 0 {
+		lasted = at.Wall.Sub(p.StartedAt)
+	}
 	return events.Session{
 		StartedAt:       p.StartedAt,
 		LastHandshakeAt: p.LastHandshake,
 		LastSeen:        p.LastSeen,
 		RxBytes:         p.RxBytes - min(p.RxBase, p.RxBytes),
 		TxBytes:         p.TxBytes - min(p.TxBase, p.TxBytes),
-		DurationSeconds: int64(max(0, at.Sub(p.StartedAt)) / time.Second),
+		DurationSeconds: int64(max(0, lasted) / time.Second),
 	}
 }
 

@@ -36,10 +36,14 @@ type Schedule struct {
 	packets   bool // whether packets are seen at all
 	waiting   map[netip.AddrPort]*wait
 	sample    time.Duration // the next look without cause
+	soon      time.Duration // somebody wishes a look, or never
 	notBefore time.Duration // the budget allows none earlier
 	balance   time.Duration // of the budget
 	credited  time.Duration // up to when
 }
+
+// never is later than any reading of a clock.
+const never = time.Duration(math.MaxInt64)
 
 // wait is a ladder of questions about one address.
 type wait struct {
@@ -49,7 +53,7 @@ type wait struct {
 
 // NewSchedule returns the schedule of a device that was never looked at: its first look is due now.
 func NewSchedule(now time.Duration, packets bool) *Schedule {
-	return &Schedule{packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, balance: budgetBurst, credited: now}
+	return &Schedule{packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, soon: never, balance: budgetBurst, credited: now}
 }
 
 // Initiation tells that src sent this device an initiation. The session begins with the first data packet, so the first question is late.
@@ -78,49 +82,59 @@ func (s *Schedule) Response(now time.Duration, src netip.AddrPort) {
 }
 
 // Soon asks for a look at the given time at the latest.
-func (s *Schedule) Soon(at time.Duration) { s.sample = min(s.sample, at) }
+func (s *Schedule) Soon(at time.Duration) { s.soon = min(s.soon, at) }
 
 // Next returns when the device is to be looked at.
 func (s *Schedule) Next() time.Duration {
-	next := s.sample
+	next := min(s.sample, s.soon)
 	for _, w := range s.waiting {
 		next = min(next, w.next)
 	}
 	return max(next, s.notBefore)
 }
 
-// Looked takes in that a look ended now, what it cost and what it saw.
-func (s *Schedule) Looked(now, cost time.Duration, seen Seen) {
+// Looked takes in what a look saw, which was asked for at one time and answered by another. It answers only what was due when it was asked for.
+func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
 	for _, src := range seen.Handshakes {
 		delete(s.waiting, src)
 	}
 	for src, w := range s.waiting {
-		for w.next <= now {
+		for w.next <= asked && w.step <= confirmLimit {
 			w.next += w.step
 			w.step *= 2
 		}
-		if w.step > confirmLimit {
+		if w.next <= asked {
 			delete(s.waiting, src)
 		}
 	}
+	s.asked(asked)
 	switch {
-	case !s.packets:
-		s.sample = now + BlindInterval
+	case !s.packets, seen.Keyless:
+		// Without a key, nobody can tell whether a handshake is for this device; and it is about to be set up.
+		s.sample = answered + BlindInterval
 	case seen.Connected > 0:
-		s.sample = now + SampleInterval
+		s.sample = answered + SampleInterval
 	default:
-		s.sample = now + SafetyInterval
+		s.sample = answered + SafetyInterval
 	}
 	if seen.Connected > 0 {
 		s.sample = min(s.sample, seen.Deadline)
 	}
-	s.spend(now, cost)
+	s.spend(answered, answered-asked)
 }
 
-// Failed takes in that a look ended now with an error. It costs the budget nothing: the next one is far enough away.
-func (s *Schedule) Failed(now time.Duration) {
+// Failed takes in that a look ended with an error. It costs the budget nothing: the next one is far enough away, unless somebody asked for it since.
+func (s *Schedule) Failed(asked, answered time.Duration) {
 	clear(s.waiting)
-	s.sample = now + SampleInterval
+	s.sample = answered + SampleInterval
+	s.asked(asked)
+}
+
+// asked forgets a wish that is answered by a look at the given time.
+func (s *Schedule) asked(at time.Duration) {
+	if s.soon <= at {
+		s.soon = never
+	}
 }
 
 // spend takes the cost from the budget. An overdrawn budget puts the next look off until it is even again.

@@ -101,6 +101,7 @@ type Config struct {
 type Tracker struct {
 	cfg        Config
 	interfaces map[string]*iface
+	present    bool // Present was called
 
 	facts    []Fact
 	dirtyIfs map[string]bool
@@ -116,7 +117,10 @@ type iface struct {
 
 	looked   bool // in this run
 	blind    bool // the first look of this run finds what changed before it
-	lastLook Now
+	lastLook Now  // when it was asked for
+
+	// ended holds the last handshakes as the latest look found them, when it found the interface down: the device remembers their time, not their keys.
+	ended map[events.Key]time.Time
 }
 
 // New returns a tracker that continues from what an earlier run stored.
@@ -181,21 +185,34 @@ func (t *Tracker) Say(at time.Time, data events.Data) {
 	t.facts = append(t.facts, Fact{Time: at, Data: data})
 }
 
-// Present tells which WireGuard interfaces exist. Those that were known and are not among them are gone. At the first call of a run, the devices it
-// names were there before the run: their first look finds what happened unseen.
-func (t *Tracker) Present(now Now, names []string, first bool) {
+// Present tells which WireGuard interfaces exist. Unless the list may be short, those that were known and are not among them are gone. What the first
+// call of a run names was there before the run: its first look finds what happened unseen.
+func (t *Tracker) Present(now Now, names []string, whole bool) {
 	for _, name := range names {
 		if _, known := t.interfaces[name]; !known {
-			t.interfaces[name] = &iface{InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: first}
+			t.interfaces[name] = &iface{InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: !t.present}
 		}
+	}
+	t.present = true
+	if !whole {
+		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.interfaces)) {
-		i := t.interfaces[name]
 		if !slices.Contains(names, name) {
-			t.down(now, i, events.Deleted)
-			i.looked, i.blind = false, false
+			t.Gone(now, name)
 		}
 	}
+}
+
+// Gone tells that an interface does not exist. Its peers are remembered: when it comes back, what differs was changed.
+func (t *Tracker) Gone(now Now, name string) {
+	i, known := t.interfaces[name]
+	if !known {
+		return
+	}
+	t.down(now, i, events.Deleted)
+	i.forgetCounters()
+	i.looked, i.blind = false, false
 }
 
 // Seen is what a look tells about the devices' own clockwork.
@@ -203,43 +220,64 @@ type Seen struct {
 	Handshakes []netip.AddrPort // endpoints of the peers whose last handshake moved since the look before
 	Connected  int              // peers with a session
 	Configured int
+	Keyless    bool // the device has no private key yet
 	// Deadline is the earliest instant, on the boot clock, at which a session may turn out expired, so that a look then finds it. It means nothing
 	// while nobody is connected.
 	Deadline time.Duration
 }
 
-// Observe takes in one look at a device.
-func (t *Tracker) Observe(now Now, d Device) Seen {
+// Observe takes in one look at a device, which was asked for at one time and answered by another.
+func (t *Tracker) Observe(asked, now Now, d Device) Seen {
 	i, known := t.interfaces[d.Name]
 	if !known {
 		i = &iface{InterfaceState: InterfaceState{Name: d.Name}, peers: map[events.Key]*PeerState{}}
 		t.interfaces[d.Name] = i
 	}
-	defer func() { i.looked, i.blind, i.lastLook = true, false, now }()
+	defer func() { i.looked, i.blind, i.lastLook = true, false, asked }()
 	if !d.Up {
 		t.down(now, i, events.SetDown)
-		return Seen{Configured: len(i.peers)}
+		i.ended = map[events.Key]time.Time{}
+		for _, o := range d.Peers {
+			i.ended[o.PublicKey] = o.LastHandshake
+		}
+		return Seen{Configured: len(d.Peers)}
 	}
+	// Peers of an interface that was never seen up have nothing to be compared with: what is configured is the baseline.
+	baseline := i.Ifindex == 0
 	if i.Ifindex != d.Ifindex || i.replaced(d) {
 		t.down(now, i, events.Recreated)
-		for _, p := range i.peers {
-			p.forgetCounters() // they were another incarnation's
-		}
+		i.forgetCounters() // they were another incarnation's
 	}
 	t.up(now, i, d)
-	return t.observePeers(now, i, d)
+	seen := t.observePeers(now, i, d, baseline)
+	seen.Keyless = d.PublicKey.IsZero()
+	i.ended = nil
+	return seen
 }
 
-// replaced reports whether the first look of a run finds counters that fell: the host was rebooted, and the same index means nothing. Later in a
-// run the index of an interface is not used again, and a counter that fell is the peer's own.
+// replaced reports whether the first look of a run finds counters that fell, of at least half of the peers that had counted anything: the host was
+// rebooted, and the same index means nothing. Later in a run the index of an interface is not used again, and a counter that fell is the peer's own.
 func (i *iface) replaced(d Device) bool {
 	if i.looked {
 		return false
 	}
-	return slices.ContainsFunc(d.Peers, func(o Peer) bool {
-		p := i.peers[o.PublicKey]
-		return p != nil && p.fell(o)
-	})
+	var fell, went int
+	for _, o := range d.Peers {
+		switch p := i.peers[o.PublicKey]; {
+		case p == nil || p.RxBytes+p.TxBytes == 0:
+		case p.fell(o):
+			fell++
+		default:
+			went++
+		}
+	}
+	return fell > 0 && fell >= went
+}
+
+func (i *iface) forgetCounters() {
+	for _, p := range i.peers {
+		p.LastHandshake, p.RxBytes, p.TxBytes = time.Time{}, 0, 0
+	}
 }
 
 // common returns the common part of a fact about an interface or its peers.
@@ -257,7 +295,7 @@ func (t *Tracker) down(now Now, i *iface, reason events.DownReason) {
 	t.dirtyIfs[i.Name] = true
 	for _, key := range sortedKeys(i.peers) {
 		if p := i.peers[key]; p.Connected {
-			t.disconnect(now, i, p, now.Wall, events.InterfaceIsDown)
+			t.disconnect(now, i, p, 0, events.InterfaceIsDown)
 		}
 	}
 }

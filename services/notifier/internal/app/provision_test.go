@@ -1,0 +1,209 @@
+package app
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+)
+
+// state is everything about a file that Keys may change. A file that is written anew has another inode or time.
+type state struct {
+	Mode     string
+	UID, GID uint32
+	Inode    uint64
+	Changed  syscall.Timespec
+	Text     string
+}
+
+func stat(t *testing.T, path string) state {
+	t.Helper()
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := info.Sys().(*syscall.Stat_t)
+	s := state{Mode: info.Mode().String(), UID: sys.Uid, GID: sys.Gid, Inode: sys.Ino, Changed: sys.Mtim}
+	if info.Mode().IsRegular() {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Text = string(text)
+	}
+	return s
+}
+
+// tree is what is under dir, by path.
+func tree(t *testing.T, dir string) map[string]state {
+	t.Helper()
+	all := map[string]state{}
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		all[name] = stat(t, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// keysOptions are those of deploy/compose.yaml, in a directory of the test.
+func keysOptions(t *testing.T) KeysOptions {
+	return KeysOptions{Dir: filepath.Join(t.TempDir(), "keys"), Node: events.AnyNode, Listen: "0.0.0.0:4222", Store: "/data", NotifierUID: -1}
+}
+
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	o := keysOptions(t)
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	first := tree(t, o.Dir)
+	modes := map[string]string{}
+	for path, s := range first {
+		modes[path] = s.Mode
+	}
+	equal(t, "modes", map[string]string{
+		".":                              "drwxr-xr-x", // the broker's user must get to broker/
+		"broker":                         "drwxr-xr-x",
+		"broker/nats.conf":               "-rw-r--r--",
+		"notifier":                       "drwx------",
+		"notifier/keyring":               "-rw-------",
+		"notifier/notifier.nk":           "-rw-------",
+		"operator":                       "drwx------",
+		"operator/operator.nk":           "-rw-------",
+		"probe":                          "drwx------",
+		"probe/probe.nk":                 "-rw-------",
+		"provision":                      "drwx------",
+		"provision/hooks-provisioner.nk": "-rw-------",
+		"provision/wg-provisioner.nk":    "-rw-------",
+		"reader":                         "drwx------",
+		"reader/reader.nk":               "-rw-------",
+	}, modes)
+
+	ring, err := events.ParseKeyring(first["notifier/keyring"].Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &probe{t: t, key: privateKey(t, []byte(first["probe/probe.nk"].Text))}
+	_, body := p.connected("alice")
+	if _, err := events.Verify(body, events.Sign(body, p.key), ring); err != nil {
+		t.Errorf("an event of the probe: %v", err)
+	}
+	for path, s := range first {
+		if seed := strings.TrimSpace(s.Text); strings.HasSuffix(path, ".nk") && strings.Contains(first["broker/nats.conf"].Text+first["notifier/keyring"].Text, seed) {
+			t.Errorf("the seed of %s is in a file that is not for it", path)
+		}
+	}
+
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "after a second run", first, tree(t, o.Dir))
+
+	o.Node = "vpn-1"
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	second := tree(t, o.Dir)
+	equal(t, "keyring of one node", "vpn-1 "+p.public(), strings.Split(second["notifier/keyring"].Text, "\n")[1])
+	equal(t, "key of the probe", first["probe/probe.nk"], second["probe/probe.nk"])
+	if !strings.Contains(second["broker/nats.conf"].Text, `"$KV.WG_PEERS.vpn-1.>"`) {
+		t.Error("the probe may write the state of other nodes")
+	}
+}
+
+// A volume of a container engine begins open, and its owner is root.
+func TestKeysClosesOpenDirectories(t *testing.T) {
+	t.Parallel()
+	o := keysOptions(t)
+	for _, dir := range []string{"probe", "notifier"} {
+		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"probe", "notifier"} {
+		equal(t, dir, "drwx------", stat(t, filepath.Join(o.Dir, dir)).Mode)
+	}
+}
+
+func TestKeysGivesTheNotifierItsOwn(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	o := keysOptions(t)
+	o.NotifierUID = 65534
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	first := tree(t, o.Dir)
+	for path, s := range first {
+		want := uint32(0)
+		if strings.HasPrefix(path, "notifier") || strings.HasPrefix(path, "provision") {
+			want = 65534
+		}
+		if s.UID != want || s.GID != want {
+			t.Errorf("%s belongs to %d:%d, want %d", path, s.UID, s.GID, want)
+		}
+	}
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "after a second run", first, tree(t, o.Dir))
+}
+
+func TestKeysErrors(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	write(t, file, "")
+	for name, tt := range map[string]struct {
+		change func(*KeysOptions)
+		want   string
+	}{
+		"no node":                       {func(o *KeysOptions) { o.Node = "" }, "node: name is missing"},
+		"a node that is two words":      {func(o *KeysOptions) { o.Node = "vpn 1" }, "white space"},
+		"a node that is two lines":      {func(o *KeysOptions) { o.Node = "vpn\nlisten: 0.0.0.0:1" }, "control characters"},
+		"a listen address without port": {func(o *KeysOptions) { o.Listen = "0.0.0.0" }, "listen address \"0.0.0.0\""},
+		"no store":                      {func(o *KeysOptions) { o.Store = "" }, "no listen address or directory"},
+		"a directory that cannot be":    {func(o *KeysOptions) { o.Dir = file + "/keys" }, "not a directory"},
+	} {
+		o := keysOptions(t)
+		tt.change(&o)
+		if err := Keys(o); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error %v does not say %q", name, err, tt.want)
+		}
+	}
+}
+
+// What Keys writes, nats-server takes.
+func TestKeysConfigureABroker(t *testing.T) {
+	t.Parallel()
+	o := keysOptions(t)
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(filepath.Join(o.Dir, "broker", "nats.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "host", "0.0.0.0", opts.Host)
+	equal(t, "port", 4222, opts.Port)
+	equal(t, "store", "/data", opts.StoreDir)
+	equal(t, "users", len(broker.Identities()), len(opts.Nkeys))
+}

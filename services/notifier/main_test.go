@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/config"
+)
+
+const hidden = "hunter2hunter2"
+
+// clean unsets every variable of the notifier: an empty one counts as not set.
+func clean(t *testing.T) {
+	t.Helper()
+	var usage strings.Builder
+	if err := config.Usage(&usage); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(usage.String()) {
+		if name, _, _ := strings.Cut(line, " "); strings.Contains(name, "_") {
+			t.Setenv(name, "")
+		}
+	}
+}
+
+func call(args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// contains fails unless text has every part, and when it has the secret.
+func contains(t *testing.T, what, text string, parts ...string) {
+	t.Helper()
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			t.Errorf("%s does not say %q:\n%s", what, part, text)
+		}
+	}
+	if strings.Contains(text, hidden) {
+		t.Errorf("%s shows a secret:\n%s", what, text)
+	}
+}
+
+func TestCalls(t *testing.T) {
+	clean(t)
+	t.Setenv("NATS_URL", "nats://u:"+hidden+"@127.0.0.1:1")
+	for _, tt := range []struct {
+		name           string
+		args           []string
+		code           int
+		stdout, stderr []string // parts; none is nothing at all
+	}{
+		{"version", []string{"-version"}, 0, []string{"dev\n"}, nil},
+		{"help", []string{"-h"}, 0, []string{"notifier keys", "notifier provision", "-version", "NOTIFIER_STATE", "/var/lib/wgherald-notifier", "NATS_KEY_FILE"}, nil},
+		{"long help", []string{"--help"}, 0, []string{"NOTIFIER_STATE"}, nil},
+		{"help on keys", []string{"keys", "-h"}, 0, []string{"notifier keys", "-notifier-uid"}, nil},
+		{"help on provision", []string{"provision", "-h"}, 0, []string{"notifier provision", "-hooks-key", "30s"}, nil},
+		{"an unknown command", []string{"key"}, 2, nil, []string{`notifier: unexpected argument "key" (notifier -h`}},
+		{"an empty command", []string{""}, 2, nil, []string{`notifier: unexpected argument ""`}},
+		{"an unknown flag", []string{"-verbose"}, 2, nil, []string{"notifier: flag provided but not defined: -verbose (notifier -h"}},
+		{"an argument too many", []string{"-version", "please"}, 2, nil, []string{`unexpected argument "please"`}},
+		{"an unknown flag of keys", []string{"keys", "-directory", "x"}, 2, nil, []string{"notifier keys: flag provided but not defined: -directory (notifier keys -h"}},
+		{"a wrong value", []string{"keys", "-notifier-uid", "nobody"}, 2, nil, []string{"-notifier-uid"}},
+		{"an argument of keys", []string{"keys", "/keys"}, 2, nil, []string{`notifier keys: unexpected argument "/keys"`}},
+		{"an argument of provision", []string{"provision", "nats://127.0.0.1"}, 2, nil, []string{`notifier provision: unexpected argument "nats://127.0.0.1"`}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, stdout, stderr := call(tt.args...)
+			if code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			contains(t, "stdout", stdout, tt.stdout...)
+			contains(t, "stderr", stderr, tt.stderr...)
+			if tt.stdout == nil && stdout != "" || tt.stderr == nil && stderr != "" {
+				t.Errorf("too much is said: stdout %q, stderr %q", stdout, stderr)
+			}
+		})
+	}
+}
+
+func TestEverythingThatIsWrongIsToldAtOnce(t *testing.T) {
+	clean(t)
+	hooks := filepath.Join(t.TempDir(), "hooks.yaml")
+	if err := os.WriteFile(hooks, []byte("hooks:\n- name: chat\n  url: ftp://"+hidden+"\n  tpyes: [x]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTIFIER_HOOKS", hooks)
+	t.Setenv("WEBHOOK_URL", "htp://example.org/"+hidden)
+	t.Setenv("WEBHOOK_SECRET", hidden)
+	t.Setenv("NOTIFIER_LISTEN", "0.0.0.0:4222")
+	t.Setenv("NOTIFIER_VERIFY", "perhaps")
+	t.Setenv("NOTIFIER_LOG_LEVEL", "loud")
+	t.Setenv("NOTIFIER_METRICS", "9586")
+	t.Setenv("NATS_NKEY_FILE", "/keys/notifier.nk")
+	code, stdout, stderr := call()
+	if code != 2 || stdout != "" {
+		t.Errorf("exit code %d, stdout %q", code, stdout)
+	}
+	contains(t, "stderr", stderr, "notifier -h", hooks+":3: hook chat: url", hooks+":4: hook chat: tpyes: unknown key: did you mean types?",
+		"WEBHOOK_URL", "WEBHOOK_SECRET", "NOTIFIER_LISTEN", "NOTIFIER_VERIFY", "NOTIFIER_LOG_LEVEL", "NOTIFIER_METRICS", "NATS_NKEY_FILE")
+}
+
+func TestPortInUse(t *testing.T) {
+	clean(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFIER_STATE", filepath.Join(t.TempDir(), "state"))
+	t.Setenv("NOTIFIER_LISTEN", l.Addr().String())
+	code, _, stderr := call()
+	if code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stderr", stderr, l.Addr().String()+" is in use", "NOTIFIER_LISTEN")
+}
+
+func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
+	clean(t)
+	dir := t.TempDir()
+	file, closed := filepath.Join(dir, "file"), filepath.Join(dir, "closed")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(closed, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, state, reason string
+		root                bool // whether root fails too
+	}{
+		{"a file is in the way", file + "/state", "not a directory", true},
+		{"its parent is closed", closed + "/state", "permission denied", false},
+		{"it is closed", closed, "permission denied", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if !tt.root && os.Geteuid() == 0 {
+				t.Skip("root may write everywhere")
+			}
+			t.Setenv("NOTIFIER_STATE", tt.state)
+			t.Setenv("NOTIFIER_LISTEN", "127.0.0.1:0")
+			code, _, stderr := call()
+			if code != 1 {
+				t.Errorf("exit code %d", code)
+			}
+			contains(t, "stderr", stderr, tt.state, tt.reason)
+		})
+	}
+}
+
+// buffer is read while it is written.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+func TestSignalEndsItWell(t *testing.T) {
+	clean(t)
+	t.Setenv("NOTIFIER_STATE", filepath.Join(t.TempDir(), "state"))
+	t.Setenv("NOTIFIER_LISTEN", "127.0.0.1:0")
+	t.Setenv("WEBHOOK_URL", "http://127.0.0.1:1/"+hidden)
+	var stderr buffer
+	code := make(chan int, 1)
+	go func() { code <- run(nil, &stderr, &stderr) }()
+	deadline := time.After(30 * time.Second)
+	for !strings.Contains(stderr.String(), "notifier is ready") {
+		select {
+		case c := <-code:
+			t.Fatalf("it ended with %d:\n%s", c, &stderr)
+		case <-deadline:
+			t.Fatalf("it is not ready:\n%s", &stderr)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case c := <-code:
+		if c != 0 {
+			t.Errorf("exit code %d", c)
+		}
+	case <-deadline:
+		t.Errorf("it does not end")
+	}
+	contains(t, "stderr", stderr.String(), "notifier stopped")
+}
+
+func TestKeysCommand(t *testing.T) {
+	clean(t)
+	dir := filepath.Join(t.TempDir(), "keys")
+	code, stdout, stderr := call("keys", "-dir", dir, "-node", "vpn-1")
+	if code != 0 || stderr != "" {
+		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+	contains(t, "stdout", stdout, dir)
+	conf, err := os.ReadFile(filepath.Join(dir, "broker", "nats.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, "nats.conf", string(conf), `listen: "0.0.0.0:4222"`, `store_dir: "/data"`, `"$KV.WG_PEERS.vpn-1.>"`)
+
+	code, _, stderr = call("keys", "-dir", dir, "-node", "two words")
+	if code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stderr", stderr, "notifier: node: ", `"two words"`)
+}
+
+func TestProvisionCommand(t *testing.T) {
+	clean(t)
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, Username: "u", Password: hidden,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	if !s.ReadyForConnections(30 * time.Second) {
+		t.Fatal("the broker does not start")
+	}
+	code, stdout, stderr := call("provision")
+	if code != 2 || stdout != "" {
+		t.Errorf("without a URL: exit code %d, stdout %q", code, stdout)
+	}
+	contains(t, "stderr", stderr, "notifier provision: -url and NATS_URL are empty")
+
+	t.Setenv("NATS_URL", fmt.Sprintf("nats://u:%s@%s", hidden, s.Addr()))
+	code, stdout, stderr = call("provision")
+	if code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stdout", stdout, "WG: stream WG_EVENTS created\n", "WG: stream WG_DEAD created\n", "5 changes\n")
+	contains(t, "stderr", stderr)
+	if code, stdout, _ = call("provision"); code != 0 || stdout != "0 changes\n" {
+		t.Errorf("the second time: exit code %d, stdout %q", code, stdout)
+	}
+
+	missing := filepath.Join(t.TempDir(), "none.nk")
+	code, _, stderr = call("provision", "-wg-key", missing)
+	if code != 1 {
+		t.Errorf("without its key: exit code %d", code)
+	}
+	contains(t, "stderr", stderr, missing)
+
+	t.Setenv("NATS_CA_FILE", missing)
+	code, _, stderr = call("provision")
+	if code != 1 {
+		t.Errorf("without its roots: exit code %d", code)
+	}
+	contains(t, "stderr", stderr, missing)
+
+	code, _, stderr = call("provision", "-url", "nats://u:"+hidden+"@host:port")
+	if code != 1 {
+		t.Errorf("with a URL that is none: exit code %d", code)
+	}
+	contains(t, "stderr", stderr, "notifier: broker connection: ")
+}

@@ -1,0 +1,215 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/crypto/blake2s"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/capture"
+	"github.com/wgherald/wgherald/services/probe/internal/config"
+	"github.com/wgherald/wgherald/services/probe/internal/names"
+	"github.com/wgherald/wgherald/services/probe/internal/outbox"
+	"github.com/wgherald/wgherald/services/probe/internal/telemetry"
+	"github.com/wgherald/wgherald/services/probe/internal/tracker"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
+	"github.com/wgherald/wgherald/services/probe/internal/wgstate"
+)
+
+// initiation returns a packet with an initiation to the holder of a key.
+func initiation(t *testing.T, key events.Key, dst string) capture.Packet {
+	t.Helper()
+	payload := make([]byte, 148)
+	payload[0] = 1
+	k := blake2s.Sum256(append([]byte("mac1----"), key[:]...)) // whitepaper, section 5.4.4
+	mac, err := blake2s.New128(k[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac.Write(payload[:116])
+	copy(payload[116:132], mac.Sum(nil))
+	return capture.Packet{
+		Kind: wgmsg.Initiation, Src: netip.MustParseAddrPort("203.0.113.7:1000"), Dst: netip.MustParseAddrPort(dst), Payload: payload,
+	}
+}
+
+// TestAddressee: mac1 tells which interface a handshake is for; between two with one key, the port does.
+func TestAddressee(t *testing.T) {
+	t.Parallel()
+	a, b := events.Key{1}, events.Key{2}
+	targets := []target{
+		{name: "wg0", port: 51820, mac1: wgmsg.NewMAC1Key(a)},
+		{name: "wg1", port: 51821, mac1: wgmsg.NewMAC1Key(a)},
+		{name: "wg2", port: 51822, mac1: wgmsg.NewMAC1Key(b)},
+	}
+	for _, tt := range []struct {
+		key  events.Key
+		dst  string
+		want string
+	}{
+		{a, "192.0.2.1:51820", "wg0"},
+		{a, "192.0.2.1:51821", "wg1"},
+		{a, "192.0.2.1:51822", "wg0"}, // behind a port forward: any of the two, always the same
+		{b, "192.0.2.1:51822", "wg2"},
+		{b, "192.0.2.1:443", "wg2"}, // the port is no filter
+		{events.Key{3}, "192.0.2.1:51820", ""},
+	} {
+		name, ok := addressee(targets, initiation(t, tt.key, tt.dst))
+		if name != tt.want || ok != (tt.want != "") {
+			t.Errorf("key %d to %s: %q, %v, want %q", tt.key[0], tt.dst, name, ok, tt.want)
+		}
+	}
+	if _, ok := addressee(nil, initiation(t, a, "192.0.2.1:51820")); ok {
+		t.Error("without interfaces, it is for one")
+	}
+}
+
+// newTestEngine returns an engine that watches no interface of this host, with its outbox in dir.
+func newTestEngine(t *testing.T, dir string) (*engine, *outbox.Outbox) {
+	t.Helper()
+	ob, err := outbox.Open(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ob.Close() })
+	saved, err := ob.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	filter, err := wgstate.ParseGlobs("no-such-interface")
+	if err != nil {
+		t.Fatal(err)
+	}
+	devices, err := wgstate.New(slog.New(slog.DiscardHandler), filter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = devices.Close() })
+	id := "UAANHNI5LKFEOK6XMLFHB7WUSBQVDX4GBYKRP5IJ5S6K7PPL2UYRIGK2"
+	return newEngine(engineConfig{
+		cfg:     config.Config{Node: "vpn-1", Endpoint: tracker.EndpointFull, Globs: []string{"no-such-interface"}, Interfaces: filter},
+		version: "test", publicKey: id, trigger: events.TriggerPackets,
+		saved: saved, outbox: ob, devices: devices, names: names.New(nil), metrics: telemetry.New(), log: slog.New(slog.DiscardHandler),
+	}), ob
+}
+
+// TestLife: a run begins and ends with an event, and the next one tells how long nobody watched.
+func TestLife(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var got []string
+	for run := range 2 {
+		e, ob := newTestEngine(t, dir)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- e.run(ctx) }()
+		<-ob.Changed() // started
+		cancel()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		records, err := ob.Queued(0, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range records[2*run:] {
+			ev, err := events.Decode(r.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			line := fmt.Sprintf("%s %d", ev.Type, ev.Sequence.N)
+			if s, ok := ev.Data.(*events.Started); ok {
+				line += fmt.Sprintf(" blind since anything: %v, watches %v", !s.BlindSince.IsZero(), s.Interfaces)
+				if z, offset := s.DetectedAt.Zone(); offset != 0 {
+					t.Errorf("times are told in zone %s", z)
+				}
+			}
+			got = append(got, line)
+		}
+		if err := ob.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{
+		"wg.probe.started 1 blind since anything: false, watches [no-such-interface]",
+		"wg.probe.stopped 2",
+		"wg.probe.started 3 blind since anything: true, watches [no-such-interface]",
+		"wg.probe.stopped 4",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestLateAnswer: an answer of a device that went meanwhile is not taken for that of its successor.
+func TestLateAnswer(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	old := &device{schedule: tracker.NewSchedule(0, true), asking: true}
+	successor := &device{schedule: tracker.NewSchedule(0, true), asking: true}
+	e.watched["wg0"] = successor
+	found := wgstate.Device{Name: "wg0", Ifindex: 5, Up: true}
+	e.take(answer{name: "wg0", from: old, found: found, asked: now(), answered: now()})
+	if !successor.asking || e.tracker.Urgent() {
+		t.Error("the old answer was taken")
+	}
+	e.take(answer{name: "wg0", from: successor, found: found, asked: now(), answered: now()})
+	if successor.asking || !e.tracker.Urgent() {
+		t.Error("the new answer was not taken")
+	}
+	delete(e.watched, "wg0")
+	e.take(answer{name: "wg0", from: successor, found: found, asked: now(), answered: now()}) // must not panic
+}
+
+// TestVanishedDevice: what a look does not find is looked for in the list of interfaces, at once.
+func TestVanishedDevice(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	d := &device{schedule: tracker.NewSchedule(0, true), asking: true}
+	e.watched["wg0"] = d
+	e.take(answer{name: "wg0", from: d, found: wgstate.Device{Name: "wg0", Ifindex: 5, Up: true}, asked: now(), answered: now()})
+	e.tracker.Take(now())
+	e.take(answer{name: "wg0", from: d, err: fmt.Errorf("gone: %w", os.ErrNotExist), asked: now(), answered: now()})
+	select {
+	case <-e.changed:
+	default:
+		t.Fatal("the list is not asked for")
+	}
+	e.enumerate()
+	batch := e.tracker.Take(now())
+	if len(e.watched) != 0 || len(batch.Facts) != 1 || events.TypeOf(batch.Facts[0].Data) != events.InterfaceDown {
+		t.Errorf("watched: %v, facts: %v", e.watched, batch.Facts)
+	}
+}
+
+// TestObserved: what the tracker takes in is the snapshot, with times in UTC.
+func TestObserved(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 22, 11, 0, 0, 5, time.FixedZone("CET", 3600))
+	ep := netip.MustParseAddrPort("203.0.113.7:1000")
+	ips := []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}
+	got := observed(wgstate.Device{
+		Name: "wg0", Ifindex: 5, Up: true, PublicKey: events.Key{1}, ListenPort: 51820,
+		Peers: []wgstate.Peer{
+			{PublicKey: events.Key{2}, Endpoint: ep, LastHandshake: at, RxBytes: 1, TxBytes: 2, AllowedIPs: ips, Keepalive: time.Second, PresharedKey: wgstate.PSK{9}},
+			{PublicKey: events.Key{3}},
+		},
+	})
+	want := tracker.Device{
+		Name: "wg0", Ifindex: 5, Up: true, PublicKey: events.Key{1}, ListenPort: 51820,
+		Peers: []tracker.Peer{
+			{PublicKey: events.Key{2}, Endpoint: ep, LastHandshake: at.UTC(), RxBytes: 1, TxBytes: 2, AllowedIPs: ips, Keepalive: time.Second, PresharedKey: tracker.PresharedKey{Set: true, Print: [16]byte{9}}},
+			{PublicKey: events.Key{3}},
+		},
+	}
+	if diff := cmp.Diff(fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,250 @@
+package tracker_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/wgherald/wgherald/services/probe/internal/tracker"
+)
+
+const ms = time.Millisecond
+
+// src returns the n-th address.
+func src(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, byte(n >> 8), byte(n)}), 51820)
+}
+
+// began is when schedules of these tests begin, on the boot clock.
+const began = 1000 * time.Second
+
+// rested returns the schedule of a device that was looked at once, at began.
+func rested(packets bool, seen tracker.Seen) *tracker.Schedule {
+	s := tracker.NewSchedule(began, packets)
+	s.Looked(began, began, seen)
+	return s
+}
+
+// looks follows a schedule until the given time, with looks that cost nothing and see the given, and returns when they were, after began.
+func looks(s *tracker.Schedule, until time.Duration, seen tracker.Seen) []time.Duration {
+	var at []time.Duration
+	for next := s.Next(); next <= began+until; next = s.Next() {
+		at = append(at, next-began)
+		s.Looked(next, next, seen)
+	}
+	return at
+}
+
+func TestFirstLookIsDueAtOnce(t *testing.T) {
+	t.Parallel()
+	if got := tracker.NewSchedule(began, true).Next(); got != began {
+		t.Errorf("next look at %v, want %v", got, began)
+	}
+}
+
+// TestLadder: after a packet that promises a session, questions come at once and then at doubling distances, for about 2 s.
+func TestLadder(t *testing.T) {
+	t.Parallel()
+	confirm := []time.Duration{0, 1 * ms, 3 * ms, 7 * ms, 15 * ms, 31 * ms, 63 * ms, 127 * ms, 255 * ms, 511 * ms, 1023 * ms, 2047 * ms}
+	fallback := []time.Duration{64 * ms, 128 * ms, 256 * ms, 512 * ms, 1024 * ms, 2048 * ms}
+	for name, tt := range map[string]struct {
+		hear func(*tracker.Schedule)
+		want []time.Duration
+	}{
+		"nothing":                   {func(*tracker.Schedule) {}, nil},
+		"an initiation":             {func(s *tracker.Schedule) { s.Initiation(began, src(1)) }, fallback},
+		"first data out of nowhere": {func(s *tracker.Schedule) { s.FirstData(began, src(1)) }, nil},
+		"an initiation and first data": {func(s *tracker.Schedule) {
+			s.Initiation(began-50*ms, src(1))
+			s.FirstData(began, src(1))
+		}, confirm},
+		"an initiation, and first data of somebody else": {func(s *tracker.Schedule) {
+			s.Initiation(began, src(1))
+			s.FirstData(began, src(2))
+		}, fallback},
+		"a response": {func(s *tracker.Schedule) { s.Response(began, src(1)) }, confirm},
+		"several at once are asked for together": {func(s *tracker.Schedule) {
+			for n := range 100 {
+				s.Response(began, src(n))
+			}
+		}, confirm},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := rested(true, tracker.Seen{})
+			tt.hear(s)
+			if diff := cmp.Diff(tt.want, looks(s, 50*time.Second, tracker.Seen{})); diff != "" {
+				t.Errorf("looks (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestHandshakeEndsLadder: what was waited for came, of one; the other is still waited for.
+func TestHandshakeEndsLadder(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	s.Response(began, src(1))
+	s.Initiation(began, src(2))
+	s.Looked(began, began, tracker.Seen{Handshakes: []netip.AddrPort{src(1)}})
+	if got := s.Next() - began; got != 64*ms {
+		t.Errorf("next look after %v, want 64ms", got)
+	}
+	s.Looked(began+64*ms, began+64*ms, tracker.Seen{Handshakes: []netip.AddrPort{src(2)}})
+	if got := s.Next() - began; got != time.Minute+64*ms {
+		t.Errorf("next look after %v, want one without cause", got)
+	}
+}
+
+// TestLookAnswersOnlyWhatCameBefore: a look that takes long says nothing of what happened since it was asked for.
+func TestLookAnswersOnlyWhatCameBefore(t *testing.T) {
+	t.Parallel()
+	for name, hear := range map[string]func(*tracker.Schedule, time.Duration){
+		"a response": func(s *tracker.Schedule, at time.Duration) { s.Response(at, src(1)) },
+		"a wish":     func(s *tracker.Schedule, at time.Duration) { s.Soon(at) },
+	} {
+		s := rested(true, tracker.Seen{})
+		hear(s, began+20*ms)
+		s.Looked(began+10*ms, began+100*ms, tracker.Seen{})
+		if got := s.Next() - began; got != 20*ms {
+			t.Errorf("%s during a look: next look after %v, want 20ms, hence at once", name, got)
+		}
+	}
+	s := rested(true, tracker.Seen{})
+	s.Soon(began + 20*ms)
+	s.Failed(began+10*ms, began+100*ms)
+	if got := s.Next() - began; got != 20*ms {
+		t.Errorf("a wish during a look that failed: next look after %v, want 20ms, hence at once", got)
+	}
+	s.Failed(began+100*ms, began+100*ms)
+	if got := s.Next() - began; got != 100*ms+tracker.SampleInterval {
+		t.Errorf("after another that failed: %v, want 10.1s", got)
+	}
+}
+
+// TestWaitingIsBounded: anyone may send initiations. Beyond the bound, one look serves all.
+func TestWaitingIsBounded(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	for n := range 4096 {
+		s.Initiation(began, src(n))
+	}
+	s.Initiation(began+1*ms, src(5000))
+	s.FirstData(began+2*ms, src(5000)) // it is not waited for
+	s.Looked(began+64*ms, began+64*ms, tracker.Seen{})
+	var known []netip.AddrPort
+	for n := range 4096 {
+		known = append(known, src(n))
+	}
+	if got := s.Next() - began; got != 65*ms {
+		t.Errorf("next look after %v, want 65ms: one for all beyond the bound", got)
+	}
+	s.Looked(began+65*ms, began+65*ms, tracker.Seen{Handshakes: known})
+	if got := s.Next() - began; got != time.Minute+65*ms {
+		t.Errorf("next look after %v, want one without cause: nobody is waited for", got)
+	}
+	// One that is known may come again, full or not.
+	for n := range 4096 {
+		s.Initiation(began+time.Second, src(n))
+	}
+	s.Response(began+time.Second, src(7))
+	if got := s.Next() - began; got != time.Second {
+		t.Errorf("next look after %v, want 1s", got)
+	}
+}
+
+func TestSampling(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		packets bool
+		seen    tracker.Seen
+		want    []time.Duration
+	}{
+		"nobody is connected":        {true, tracker.Seen{Configured: 5}, []time.Duration{time.Minute, 2 * time.Minute}},
+		"somebody is connected":      {true, tracker.Seen{Connected: 1, Deadline: began + time.Hour}, times(10*time.Second, 12)},
+		"until the end of a session": {true, tracker.Seen{Connected: 1, Deadline: began + 25*time.Second}, nil},
+		"packets cannot be seen":     {false, tracker.Seen{}, times(time.Second, 120)},
+		"the device has no key yet":  {true, tracker.Seen{Keyless: true}, times(time.Second, 120)},
+	} {
+		s := rested(tt.packets, tt.seen)
+		if tt.want == nil {
+			got := looks(s, 24*time.Second, tt.seen)
+			if next := s.Next() - began; !slices.Equal(got, times(10*time.Second, 2)) || next != 25*time.Second {
+				t.Errorf("%s: looks at %v and %v, want 10s, 20s and 25s", name, got, next)
+			}
+			continue
+		}
+		if diff := cmp.Diff(tt.want, looks(s, 2*time.Minute, tt.seen)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func times(step time.Duration, n int) []time.Duration {
+	var out []time.Duration
+	for i := range n {
+		out = append(out, time.Duration(i+1)*step)
+	}
+	return out
+}
+
+// TestBudget: whatever is heard and whatever looks cost, they take 1 % of a core on average, and not more than a burst of 0.5 s and one look beyond it.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		most := time.Duration(1+r.Int64N(400)) * ms // what a look of this device may cost
+		s := tracker.NewSchedule(began, r.IntN(2) == 0)
+		now, spent, longest := began, time.Duration(0), time.Duration(0)
+		for now < began+time.Hour {
+			switch n := src(r.IntN(10000)); r.IntN(5) {
+			case 0:
+				s.Initiation(now, n)
+			case 1:
+				s.FirstData(now, n)
+			case 2:
+				s.Response(now, n)
+			case 3:
+				s.Soon(now)
+			}
+			if next := s.Next(); r.IntN(3) > 0 {
+				now = max(now, next)
+				cost := time.Duration(r.Int64N(int64(most)))
+				s.Looked(now, now+cost, tracker.Seen{Connected: r.IntN(2), Deadline: now + time.Minute})
+				now += cost
+				spent += cost
+				longest = max(longest, cost)
+				if allowed := (now-began)/100 + 500*ms + longest; spent > allowed+time.Microsecond {
+					t.Fatalf("seed %d: looks took %v in %v, want at most %v", seed, spent, now-began, allowed)
+				}
+				continue
+			}
+			now += time.Duration(r.Int64N(int64(50 * ms)))
+		}
+	}
+}
+
+// ExampleSchedule shows how questions follow packets.
+func ExampleSchedule() {
+	peer := netip.MustParseAddrPort("203.0.113.7:41641")
+	s := tracker.NewSchedule(0, true)
+	s.Looked(0, 0, tracker.Seen{})
+	fmt.Println("nothing heard:", s.Next())
+
+	s.Initiation(5*time.Second, peer)
+	fmt.Println("an initiation:", s.Next())
+	s.FirstData(5*time.Second+20*ms, peer)
+	fmt.Println("first data:   ", s.Next())
+	s.Looked(s.Next(), s.Next(), tracker.Seen{Handshakes: []netip.AddrPort{peer}, Connected: 1, Deadline: 185 * time.Second})
+	fmt.Println("connected:    ", s.Next())
+	// Output:
+	// nothing heard: 1m0s
+	// an initiation: 5.064s
+	// first data:    5.02s
+	// connected:     15.02s
+}

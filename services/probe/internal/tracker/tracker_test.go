@@ -1,0 +1,165 @@
+package tracker_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/tracker"
+)
+
+// TestManyAllowedIPs: a peer may have any number of allowed IPs, and an event holds the first 256 of each list.
+func TestManyAllowedIPs(t *testing.T) {
+	t.Parallel()
+	prefixes := func(n int, last byte) []netip.Prefix {
+		var out []netip.Prefix
+		for i := range n {
+			a := [16]byte{0x20, 0x01, 0x0d, 0xb8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, byte(i >> 8), byte(i), last}
+			out = append(out, netip.PrefixFrom(netip.AddrFrom16(a), 128))
+		}
+		return out
+	}
+	tr := tracker.New(tracker.Config{
+		Node:     strings.Repeat("n", 128),
+		Endpoint: tracker.EndpointFull.Render,
+		Name: func(events.Key) (string, []string) {
+			return strings.Repeat("ß", 64), slices.Repeat([]string{strings.Repeat("t", 64)}, 16) // the most that the names package lets through
+		},
+	}, nil, nil)
+	now := tracker.Now{Wall: origin, Boot: time.Hour}
+	look := func(ips []netip.Prefix) tracker.Batch {
+		tr.Observe(now, now, tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), AllowedIPs: ips}}})
+		return tr.Take(now)
+	}
+	look(prefixes(256, 1))
+	batch := look(prefixes(3000, 2))
+	if len(batch.Facts) != 1 || len(batch.Announce) != 1 {
+		t.Fatalf("facts: %v, states: %v", batch.Facts, batch.Announce)
+	}
+	if _, err := events.New(batch.Facts[0].Data, batch.Facts[0].Time, events.Sequence{Epoch: 1, N: 1}).Encode(); err != nil {
+		t.Error(err)
+	}
+	if body, err := batch.Announce[0].Encode(); err != nil || len(body) > events.MaxSize {
+		t.Errorf("state: %d bytes, %v", len(body), err)
+	}
+	changed := batch.Facts[0].Data.(*events.Changed)
+	got := fmt.Sprint(len(changed.Peer.AllowedIPs), changed.Peer.MoreAllowedIPs, len(changed.Changes.AllowedIPs.From), len(changed.Changes.AllowedIPs.To))
+	if want := "256 2744 256 256"; got != want {
+		t.Errorf("allowed IPs told, left out, from, to: %s, want %s", got, want)
+	}
+}
+
+func TestEndpointForm(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ endpoint, prefix string }{
+		{"203.0.113.7:51820", "203.0.113.0/24"},
+		{"[2001:db8:1:2:3::7]:51820", "2001:db8:1::/48"},
+		{"[fe80::1%eth0]:51820", "fe80::/48"},
+	} {
+		ap := netip.MustParseAddrPort(tt.endpoint)
+		if got := tracker.EndpointFull.Render(ap); got != tt.endpoint {
+			t.Errorf("full: %s, want %s", got, tt.endpoint)
+		}
+		if got := tracker.EndpointPrefix.Render(ap); got != tt.prefix {
+			t.Errorf("prefix: %s, want %s", got, tt.prefix)
+		}
+		if got := tracker.EndpointNone.Render(ap); got != "" {
+			t.Errorf("none: %s, want nothing", got)
+		}
+	}
+}
+
+// TestSeen: what a look tells about when to look again.
+func TestSeen(t *testing.T) {
+	t.Parallel()
+	tr := tracker.New(tracker.Config{Node: node, Endpoint: tracker.EndpointFull.Render, Name: func(events.Key) (string, []string) { return "", nil }}, nil, nil)
+	look := func(at time.Duration, d tracker.Device) tracker.Seen {
+		now := tracker.Now{Wall: origin.Add(at), Boot: time.Hour + at}
+		return tr.Observe(now, now, d)
+	}
+	a, b := netip.MustParseAddrPort("203.0.113.1:1"), netip.MustParseAddrPort("203.0.113.2:2")
+	d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), Endpoint: a}, {PublicKey: keyOf("B"), Endpoint: b}}}
+	if s := look(0, d); !s.Keyless || s.Configured != 2 || s.Connected != 0 || len(s.Handshakes) != 0 {
+		t.Errorf("nobody connected, no key: %+v", s)
+	}
+	d.PublicKey = keyOf("key")
+	d.Peers[0].LastHandshake = origin.Add(10 * time.Second)
+	d.Peers[1].LastHandshake = origin.Add(20 * time.Second)
+	s := look(30*time.Second, d)
+	if s.Keyless || s.Connected != 2 || !slices.Equal(s.Handshakes, []netip.AddrPort{a, b}) || s.Deadline != time.Hour+190*time.Second {
+		t.Errorf("two connected: %+v", s)
+	}
+	d.Peers[0].LastHandshake = origin.Add(130 * time.Second)
+	if s = look(130*time.Second, d); !slices.Equal(s.Handshakes, []netip.AddrPort{a}) || s.Deadline != time.Hour+200*time.Second {
+		t.Errorf("one made a new handshake: %+v", s)
+	}
+	d.Peers[1].LastHandshake = origin.Add(135 * time.Second)
+	d.Peers[1].Endpoint = netip.MustParseAddrPort("[fe80::2%eth0]:2")
+	if s = look(135*time.Second, d); !slices.Equal(s.Handshakes, []netip.AddrPort{netip.MustParseAddrPort("[fe80::2]:2")}) {
+		t.Errorf("from a link-local address: %+v, want it as packets have it, without zone", s)
+	}
+	d.Up = false
+	if s = look(140*time.Second, d); s.Configured != 2 || s.Connected != 0 {
+		t.Errorf("down: %+v", s)
+	}
+}
+
+// TestLookTakesTime: what a look finds happened at any time until it was answered, so nothing is detected before it happened.
+func TestLookTakesTime(t *testing.T) {
+	t.Parallel()
+	tr := tracker.New(tracker.Config{Node: node, Endpoint: tracker.EndpointFull.Render, Name: func(events.Key) (string, []string) { return "", nil }}, nil, nil)
+	at := func(d time.Duration) tracker.Now { return tracker.Now{Wall: origin.Add(d), Boot: time.Hour + d} }
+	d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), Endpoint: netip.MustParseAddrPort("203.0.113.1:1")}}}
+	tr.Observe(at(0), at(0), d)
+	tr.Take(at(0))
+	d.Peers[0].LastHandshake, d.Peers[0].RxBytes = at(1005*time.Millisecond).Wall, 180
+	tr.Observe(at(1000*time.Millisecond), at(1010*time.Millisecond), d)
+	batch := tr.Take(at(2 * time.Second))
+	c := batch.Facts[0].Data.(*events.Connected)
+	want := events.Interval{After: at(1005 * time.Millisecond).Wall, Before: at(1010 * time.Millisecond).Wall}
+	if c.Session.LastSeen != want || c.DetectedAt != want.Before {
+		t.Errorf("last seen %v, detected at %v; want %v and its end", c.Session.LastSeen, c.DetectedAt, want)
+	}
+	tr.Observe(at(10*time.Second), at(11*time.Second), d)
+	d.Peers[0].RxBytes++
+	tr.Observe(at(20*time.Second), at(21*time.Second), d)
+	d.Up = false
+	tr.Observe(at(30*time.Second), at(31*time.Second), d)
+	batch = tr.Take(at(31 * time.Second))
+	want = events.Interval{After: at(10 * time.Second).Wall, Before: at(21 * time.Second).Wall}
+	if got := batch.Facts[1].Data.(*events.Disconnected).Session.LastSeen; got != want {
+		t.Errorf("last seen %v, want %v: from when the look before was asked for until this one was answered", got, want)
+	}
+}
+
+// TestPackageStaysPure keeps I/O and clocks out: nothing below the package may reach the network or a device, and the package itself, which may
+// reckon with times, may not ask what time it is.
+func TestPackageStaysPure(t *testing.T) {
+	t.Parallel()
+	list := func(args ...string) []string {
+		out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", strings.Join(args, " "), err)
+		}
+		return strings.Fields(string(out))
+	}
+	deps := list("-deps", ".")
+	for _, forbidden := range []string{"net", "net/http", "os/exec", "log", "log/slog", "golang.org/x/sys/unix"} {
+		if slices.Contains(deps, forbidden) {
+			t.Errorf("the package depends on %s", forbidden)
+		}
+	}
+	for _, forbidden := range []string{"os", "syscall", "sync", "context", "math/rand", "math/rand/v2", "crypto/rand"} {
+		if slices.Contains(list("-f", `{{join .Imports "\n"}}`, "."), forbidden) {
+			t.Errorf("the package imports %s", forbidden)
+		}
+	}
+	if out, err := exec.Command("grep", "-nE", `time\.(Now|Since|Until|After|AfterFunc|Tick|NewTimer|NewTicker|Sleep)\(`, "tracker.go", "peer.go", "schedule.go").Output(); err == nil {
+		t.Errorf("the package reads a clock:\n%s", out)
+	}
+}

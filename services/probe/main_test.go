@@ -1,0 +1,72 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestExitCodes: 0 for what was asked for, 2 for a wrong configuration, 1 for what cannot go on, each with the reason.
+func TestExitCodes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		args           []string
+		env            map[string]string
+		code           int
+		stdout, stderr string // what is said there; nothing where empty
+	}{
+		"-h":               {[]string{"-h"}, nil, 0, "PROBE_INTERFACES", ""},
+		"-help":            {[]string{"-help"}, map[string]string{"PROBE_ENDPOINT": "wrong"}, 0, "NATS_URL", ""},
+		"-version":         {[]string{"-version"}, nil, 0, "dev\n", ""},
+		"an unknown flag":  {[]string{"-debug"}, nil, 2, "", "-debug (probe -h tells"},
+		"an argument":      {[]string{"start"}, nil, 2, "", `unexpected argument "start"`},
+		"wrong values":     {nil, map[string]string{"PROBE_ENDPOINT": "x", "PROBE_LOG_LEVEL": "y", "NATS_URL": "s3cret"}, 2, "", "PROBE_ENDPOINT: "},
+		"a misspelt name":  {nil, map[string]string{"PROBE_INTERFACE": "wg0"}, 2, "", "PROBE_INTERFACE: there is no such variable"},
+		"no state":         {nil, map[string]string{"PROBE_STATE": file}, 1, "", file + ": not a directory (PROBE_STATE names the directory)"},
+		"no state, deeper": {nil, map[string]string{"PROBE_STATE": file + "/state"}, 1, "", file + "/state"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, v := range []string{"PROBE_STATE", "PROBE_NODE", "PROBE_ENDPOINT", "PROBE_LOG_LEVEL", "PROBE_METRICS", "PROBE_INTERFACES", "NATS_URL"} {
+				t.Setenv(v, "")
+			}
+			for k, v := range tt.env {
+				t.Setenv(k, v)
+			}
+			var stdout, stderr bytes.Buffer
+			if code := run(tt.args, &stdout, &stderr); code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			for what, out := range map[string]struct{ got, want string }{"stdout": {stdout.String(), tt.stdout}, "stderr": {stderr.String(), tt.stderr}} {
+				if out.want == "" && out.got != "" || !strings.Contains(out.got, out.want) {
+					t.Errorf("%s: %q, want %q in it", what, out.got, out.want)
+				}
+				if strings.Contains(out.got, "s3cret") {
+					t.Errorf("%s tells a secret: %s", what, out.got)
+				}
+			}
+		})
+	}
+}
+
+// TestStateNotWritable runs as somebody who may not write everywhere.
+func TestStateNotWritable(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may write everywhere")
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range []string{dir, filepath.Join(dir, "state")} {
+		t.Setenv("PROBE_STATE", state)
+		var stderr bytes.Buffer
+		if code := run(nil, &stderr, &stderr); code != 1 || !strings.Contains(stderr.String(), state) || !strings.Contains(stderr.String(), "permission denied") {
+			t.Errorf("exit code %d: %s; want 1, %s and the reason", code, &stderr, state)
+		}
+	}
+}
