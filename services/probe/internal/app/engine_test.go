@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/wgherald/wgherald/services/probe/internal/config"
 	"github.com/wgherald/wgherald/services/probe/internal/names"
 	"github.com/wgherald/wgherald/services/probe/internal/outbox"
+	"github.com/wgherald/wgherald/services/probe/internal/publish"
 	"github.com/wgherald/wgherald/services/probe/internal/telemetry"
 	"github.com/wgherald/wgherald/services/probe/internal/tracker"
 	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
@@ -92,10 +94,13 @@ func newTestEngine(t *testing.T, dir string) (*engine, *outbox.Outbox) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = devices.Close() })
-	id := "UAANHNI5LKFEOK6XMLFHB7WUSBQVDX4GBYKRP5IJ5S6K7PPL2UYRIGK2"
+	id, err := publish.LoadIdentity(filepath.Join(dir, "probe.nk"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return newEngine(engineConfig{
 		cfg:     config.Config{Node: "vpn-1", Endpoint: tracker.EndpointFull, Globs: []string{"no-such-interface"}, Interfaces: filter},
-		version: "test", publicKey: id, trigger: events.TriggerPackets,
+		version: "test", publicKey: id.Public, trigger: events.TriggerPackets,
 		saved: saved, outbox: ob, devices: devices, names: names.New(nil), metrics: telemetry.New(), log: slog.New(slog.DiscardHandler),
 	}), ob
 }
@@ -110,7 +115,11 @@ func TestLife(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- e.run(ctx) }()
-		<-ob.Changed() // started
+		select {
+		case <-ob.Changed(): // it has started
+		case err := <-ended:
+			t.Fatal(err)
+		}
 		cancel()
 		if err := <-ended; err != nil {
 			t.Fatal(err)

@@ -104,10 +104,19 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Some die while they open the file, most while they commit.
-		kill := time.AfterFunc(time.Duration(rand.Int64N(int64(80*time.Millisecond))), func() { _ = cmd.Process.Kill() })
+		// Some die before they have committed anything, most while they commit.
+		soon := func() *time.Timer {
+			return time.AfterFunc(time.Duration(rand.Int64N(int64(50*time.Millisecond))), func() { _ = cmd.Process.Kill() })
+		}
+		var kill *time.Timer
+		if round%5 == 0 {
+			kill = soon()
+		}
 		committed := before
 		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if kill == nil {
+				kill = soon()
+			}
 			var what string
 			var n uint64
 			if _, err := fmt.Sscan(lines.Text(), &what, &n); err != nil {
@@ -119,7 +128,6 @@ func TestKilled(t *testing.T) {
 				committed = n
 			}
 		}
-		kill.Stop()
 		if err := cmd.Wait(); err == nil || err.Error() != "signal: killed" {
 			t.Fatalf("round %d: the child ended by itself: %v", round, err)
 		}
@@ -164,8 +172,8 @@ func TestKilled(t *testing.T) {
 		}
 		before = last
 	}
-	if before < 30 {
-		t.Errorf("only %d changes in all: the children were killed too early to prove anything", before)
+	if before < 24 {
+		t.Errorf("%d changes in all, want one at least of each child that was not killed early", before)
 	}
 	t.Logf("%d changes survived 30 kills, %d events were sent", before, len(sent))
 }

@@ -12,9 +12,9 @@ import (
 // the peers that are said to be connected are those that have a session.
 func TestRandomStories(t *testing.T) {
 	t.Parallel()
-	stories := 500
+	stories := 120
 	if testing.Short() {
-		stories = 50
+		stories = 30
 	}
 	for seed := range stories {
 		tell(t, uint64(seed), 150)
