@@ -1,8 +1,8 @@
 // Package publish moves stored events to the broker: the bytes as they are stored, signed, each until the broker's ack.
 //
-// At most MaxInFlight events are under way at once and never two of one partition key, so the order that matters is the order in the stream. After any
-// error everything under way is awaited and sending begins again at the oldest event without ack: the broker drops what it already has by its
-// Nats-Msg-Id. Nothing here decides what an event is (tracker) or keeps it (outbox).
+// At most MaxInFlight events are under way at once and never two of one partition key, nor one of an interface beside one of its peers, so the order that
+// matters is the order in the stream. After any error everything under way is awaited and sending begins again at the oldest event without ack: the
+// broker drops what it already has by its Nats-Msg-Id. Nothing here decides what an event is (tracker) or keeps it (outbox).
 package publish
 
 import (
@@ -62,6 +62,7 @@ type Publisher struct {
 
 	connection uint64                        // on which what is in flight was sent
 	inFlight   map[string]context.CancelFunc // by partition key
+	lanes      lanes                         // of what is in flight
 	results    chan result
 	sending    sync.WaitGroup
 
@@ -100,6 +101,7 @@ func New(b Broker, ob *outbox.Outbox, key ed25519.PrivateKey, reconnected <-chan
 		moreEvents: true,
 		moreStates: true,
 		inFlight:   map[string]context.CancelFunc{},
+		lanes:      newLanes(),
 		results:    make(chan result, MaxInFlight),
 	}
 }
@@ -228,15 +230,16 @@ func (p *Publisher) start(ctx context.Context) error {
 // startFrom starts what the window and the order allow, and returns the rest in order.
 func (p *Publisher) startFrom(ctx context.Context, items []item) []item {
 	rest := items[:0]
-	held := map[string]bool{} // partitions that an earlier item of items waits for
+	held := newLanes() // of the items before
 	for _, it := range items {
-		if len(p.inFlight) >= MaxInFlight || p.inFlight[it.partition] != nil || held[it.partition] {
-			held[it.partition] = true
+		if len(p.inFlight) >= MaxInFlight || p.lanes.block(it.partition) || held.block(it.partition) {
+			held.add(it.partition, 1)
 			rest = append(rest, it)
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 		p.inFlight[it.partition] = cancel
+		p.lanes.add(it.partition, 1)
 		p.sending.Go(func() {
 			began := time.Now()
 			defer cancel()
@@ -251,6 +254,7 @@ func (p *Publisher) startFrom(ctx context.Context, items []item) []item {
 // settle takes in the end of one sending and reports whether the broker has it.
 func (p *Publisher) settle(r result) bool {
 	delete(p.inFlight, r.partition)
+	p.lanes.add(r.partition, -1)
 	if r.err != nil {
 		p.metrics.Failed()
 		if p.failure == nil {

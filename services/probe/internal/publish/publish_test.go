@@ -286,6 +286,63 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// TestCauseBeforeEffect: an interface's event comes after what its peers did before it and before what they do after it, and the probe's own events
+// enclose everything.
+func TestCauseBeforeEffect(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 2))
+		var mu sync.Mutex
+		b := newBench(t, func(ctx context.Context, _ *nats.Msg) error {
+			mu.Lock()
+			wait := time.Duration(r.Int64N(int64(time.Second)))
+			mu.Unlock()
+			return at(wait)(ctx, nil)
+		})
+		common := func(iface string) events.Common {
+			return events.Common{Node: "vpn-1", Interface: iface, DetectedAt: start}
+		}
+		var batch tracker.Batch
+		say := func(data events.Data) { batch.Facts = append(batch.Facts, tracker.Fact{Time: start, Data: data}) }
+		peers := func(iface string) {
+			for n := range byte(20) {
+				say(&events.Added{Common: common(iface), Peer: events.Peer{PublicKey: events.Key{1, n}}})
+			}
+		}
+		say(&events.Stopped{Common: common("")})
+		peers("wg0")
+		say(&events.Down{Common: common("wg0"), Reason: events.SetDown})
+		peers("wg0")
+		peers("wg1")
+		say(&events.Stopped{Common: common("")})
+		if err := b.outbox.Commit(batch, start); err != nil {
+			t.Fatal(err)
+		}
+		b.run()
+		time.Sleep(time.Hour)
+		b.finish()
+
+		var story []string
+		for _, m := range b.broker.stored {
+			e, err := events.Decode(m.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			word := string(e.Type)
+			if e.Peer() != nil {
+				word = "peers of " + e.Common().Interface
+			}
+			if e.Common().Interface != "wg1" && !slices.Equal(story[max(0, len(story)-1):], []string{word}) {
+				story = append(story, word)
+			}
+		}
+		want := []string{"wg.probe.stopped", "peers of wg0", "wg.interface.down", "peers of wg0", "wg.probe.stopped"}
+		if diff := cmp.Diff(want, story); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // TestWindow: at most 64 events are under way, of different peers.
 func TestWindow(t *testing.T) {
 	t.Parallel()
