@@ -49,6 +49,11 @@ func (b *bench) latency(ctx context.Context) error {
 		return err
 	}
 	defer stream.close()
+	before, err := b.busy()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
 	var connects []*connect
 	var spent probeCounts
 	for len(connects) < b.connects {
@@ -60,8 +65,13 @@ func (b *bench) latency(ctx context.Context) error {
 		connects = append(connects, made...)
 		spent.add(counts)
 	}
+	after, err := b.busy()
+	if err != nil {
+		return err
+	}
+	others := float64(after.machine-before.machine-(after.ours-before.ours)) / float64(time.Since(began))
 	b.collect(ctx, connects, stream)
-	b.printLatency(connects, spent)
+	b.printLatency(connects, spent, others)
 	return nil
 }
 
@@ -144,7 +154,8 @@ func (b *bench) collect(ctx context.Context, connects []*connect, stream *stream
 	}
 }
 
-func (b *bench) printLatency(connects []*connect, spent probeCounts) {
+// printLatency prints the tables. Others is how much of a core those took who have nothing to do with it, the kernel's own threads among them.
+func (b *bench) printLatency(connects []*connect, spent probeCounts, others float64) {
 	rows := []string{cells("ms", "p50", "p90", "p99", "max", "late", "missing", "aim: p50 ≤ 5, p99 ≤ 15, none late")}
 	initiation := func(c *connect) time.Time { return c.initiation }
 	handshake := func(c *connect) time.Time { return c.handshake }
@@ -167,7 +178,8 @@ func (b *bench) printLatency(connects []*connect, spent probeCounts) {
 		}
 	}
 	rows = append(rows, cells("for reference: the ancestor, nothing stored, nothing signed", "9.1", "", "14.2", "", "0.7 %", "", "its default mode: p50 1,023"))
-	table(b.out, fmt.Sprintf("Latency of %d fresh connects (late: more than %s ms)", len(connects), ms(aimLate)), rows...)
+	table(b.out, fmt.Sprintf("Latency of %d fresh connects; late: more than %s ms; meanwhile others took %.0f %% of a core",
+		len(connects), ms(aimLate), 100*others), rows...)
 
 	n := float64(len(connects))
 	table(b.out, "What the probe did for it",

@@ -10,8 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +37,7 @@ func start(t *testing.T, change func(*exec.Cmd), args ...string) (cmd *exec.Cmd,
 	tmp = t.TempDir()
 	cmd = exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), asDemo+"=1", "TMPDIR="+tmp)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if change != nil {
 		change(cmd)
 	}
@@ -71,8 +69,8 @@ func readUntil(t *testing.T, out *bufio.Scanner, text string) {
 	t.Fatalf("no %q in:\n%s", text, all)
 }
 
-// TestLeavesNothing ends the demo at bad moments. What it had made is looked for by what it was seen to have: child processes, network namespaces,
-// temporary files.
+// TestLeavesNothing ends the demo at bad moments and looks for what it had made: processes, which are all that could hold its network namespaces with
+// the devices and sockets in them, and temporary files.
 func TestLeavesNothing(t *testing.T) {
 	t.Parallel()
 	if err := netns.Available(); err != nil {
@@ -99,9 +97,10 @@ func TestLeavesNothing(t *testing.T) {
 			t.Parallel()
 			cmd, out, tmp := start(t, nil, tt.args...)
 			readUntil(t, out, tt.moment)
-			spaces, children := namespaces(cmd.Process.Pid), descendants(cmd.Process.Pid)
-			if len(children) == 0 {
-				t.Error("it had no child: this test sees nothing")
+			session := cmd.Process.Pid
+			before := processes(session)
+			if len(before) < 2 {
+				t.Error("it had no other process: this test sees nothing")
 			}
 			if err := cmd.Process.Signal(tt.signal); err != nil {
 				t.Fatal(err)
@@ -118,18 +117,7 @@ func TestLeavesNothing(t *testing.T) {
 			// After SIGKILL the kernel and the janitor do it, soon.
 			var left []string
 			for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-				left = nil
-				for _, pid := range children {
-					if alive(pid) {
-						left = append(left, fmt.Sprintf("process %d", pid))
-					}
-				}
-				for _, ns := range spaces {
-					if inUse(ns) {
-						left = append(left, ns)
-					}
-				}
-				left = append(left, files(t, tmp)...)
+				left = append(processes(session), files(t, tmp)...)
 				if len(left) == 0 || tt.signal != syscall.SIGKILL || time.Since(began) > 20*time.Second {
 					break
 				}
@@ -141,42 +129,21 @@ func TestLeavesNothing(t *testing.T) {
 	}
 }
 
-// namespaces are the network namespaces that the threads of a process are in and we are not.
-func namespaces(pid int) (found []string) {
-	ours, _ := os.Readlink("/proc/self/ns/net")
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/ns/net", pid))
-	for _, l := range links {
-		if ns, err := os.Readlink(l); err == nil && ns != ours && !slices.Contains(found, ns) {
-			found = append(found, ns)
+// processes are those of a session, and the janitor, who has one of his own.
+func processes(session int) (found []string) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		_, fields, _ := strings.Cut(string(text), ") ") // proc_pid_stat(5): pid (name) state ppid pgrp session
+		if f := strings.Fields(fields); len(f) > 3 && f[0] != "Z" && (f[1] == fmt.Sprint(session) || f[3] == fmt.Sprint(session)) {
+			found = append(found, strings.TrimSpace(string(text)))
 		}
 	}
 	return found
 }
-
-// inUse reports whether any thread of this machine is in a network namespace.
-func inUse(ns string) bool {
-	links, _ := filepath.Glob("/proc/[0-9]*/task/*/ns/net")
-	return slices.ContainsFunc(links, func(l string) bool {
-		have, err := os.Readlink(l)
-		return err == nil && have == ns
-	})
-}
-
-// descendants are the children of a process, their children, and so on.
-func descendants(pid int) (found []int) {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, l := range lists {
-		text, _ := os.ReadFile(l)
-		for _, f := range strings.Fields(string(text)) {
-			if child, err := strconv.Atoi(f); err == nil {
-				found = append(append(found, child), descendants(child)...)
-			}
-		}
-	}
-	return found
-}
-
-func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 // files are the files below dir.
 func files(t *testing.T, dir string) (found []string) {

@@ -15,8 +15,9 @@ import (
 	"github.com/wgherald/wgherald/pkg/events"
 )
 
-// patience is how long a step may take until its event has been delivered. The probe samples every 10 s, and WireGuard repeats a lost initiation after 5 s.
-const patience = 17 * time.Second
+// patience is how long a step may take until its event has been delivered. The probe samples every 10 s, a little less often on a busy machine, and
+// WireGuard repeats a lost initiation after 5 s.
+const patience = 20 * time.Second
 
 // story is what happens to the peers, step by step, and the check that each step was told as it had to be.
 type story struct {

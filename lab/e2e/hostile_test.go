@@ -19,7 +19,7 @@ import (
 // secret.
 func TestMalformedPackets(t *testing.T) {
 	t.Parallel()
-	s := told(t, time.Minute, lab.Options{Clients: 2})
+	s := told(t, patience, lab.Options{Clients: 2})
 	alice, bob := s.Clients[0], s.Clients[1]
 	hub, err := s.Hub.Observe()
 	s.must(err)
@@ -94,7 +94,7 @@ func mac1(p, public []byte) {
 // TestWithoutPacketSockets takes CAP_NET_RAW from the probe. It then asks the devices every second.
 func TestWithoutPacketSockets(t *testing.T) {
 	t.Parallel()
-	s := begin(t, time.Minute, lab.Options{Clients: 2})
+	s := begin(t, patience, lab.Options{Clients: 2})
 	s.must(s.NS.DropCapability(unix.CAP_NET_RAW), s.Start(s.ctx))
 	alice, bob := s.Clients[0], s.Clients[1]
 	s.connect(alice)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"testing"
-	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -12,7 +11,7 @@ import (
 
 func TestInterfaceDownAndUp(t *testing.T) {
 	t.Parallel()
-	s := told(t, time.Minute, lab.Options{Clients: 2})
+	s := told(t, patience, lab.Options{Clients: 2})
 	alice, bob := s.Clients[0], s.Clients[1]
 	s.connect(alice)
 
@@ -41,7 +40,7 @@ func TestInterfaceDownAndUp(t *testing.T) {
 
 func TestInterfaceDeletedAndRecreated(t *testing.T) {
 	t.Parallel()
-	s := told(t, time.Minute, lab.Options{Clients: 2})
+	s := told(t, patience, lab.Options{Clients: 2})
 	alice, bob := s.Clients[0], s.Clients[1]
 	s.connect(alice)
 
@@ -62,7 +61,7 @@ func TestInterfaceDeletedAndRecreated(t *testing.T) {
 
 func TestChangedInterface(t *testing.T) {
 	t.Parallel()
-	s := told(t, sampled, lab.Options{Clients: 1})
+	s := told(t, patience, lab.Options{Clients: 1})
 	s.connect(s.Clients[0]) // so that the device is looked at more often
 	s.expect(events.InterfaceChanged, lab.Interface, func() error { return s.Hub.SetListenPort(51821) })
 	key, err := wgtypes.GeneratePrivateKey()

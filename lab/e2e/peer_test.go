@@ -15,12 +15,9 @@ import (
 	"github.com/wgherald/wgherald/pkg/events"
 )
 
-// sampled bounds a story with a change that no packet tells of: a device is looked at every 10 s while somebody is connected.
-const sampled = time.Minute
-
 func TestConnect(t *testing.T) {
 	t.Parallel()
-	s := told(t, time.Minute, lab.Options{Clients: 1})
+	s := told(t, patience, lab.Options{Clients: 1})
 	alice := s.Clients[0]
 	before := time.Now()
 	s.must(alice.Connect(s.ctx))
@@ -107,7 +104,7 @@ func TestConnect(t *testing.T) {
 // was there all the time, except for its port.
 func TestReconnectInsideTheSession(t *testing.T) {
 	t.Parallel()
-	s := told(t, time.Minute, lab.Options{Clients: 1})
+	s := told(t, patience, lab.Options{Clients: 1})
 	alice := s.Clients[0]
 	s.connect(alice)
 	first := s.device(alice).LastHandshakeTime
@@ -125,7 +122,7 @@ func TestReconnectInsideTheSession(t *testing.T) {
 
 func TestRoam(t *testing.T) {
 	t.Parallel()
-	s := told(t, sampled, lab.Options{Clients: 3})
+	s := told(t, patience, lab.Options{Clients: 3})
 	alice, bob, carol := s.Clients[0], s.Clients[1], s.Clients[2]
 	s.connect(alice, bob, carol)
 
@@ -160,7 +157,7 @@ func TestRoam(t *testing.T) {
 
 func TestRemove(t *testing.T) {
 	t.Parallel()
-	s := told(t, sampled, lab.Options{Clients: 2})
+	s := told(t, patience, lab.Options{Clients: 2})
 	alice := s.Clients[0]
 	s.connect(alice)
 	gone := s.expect(events.PeerRemoved, alice.PublicKey().String(), func() error { return s.Remove(alice) })
@@ -191,7 +188,7 @@ func TestRemove(t *testing.T) {
 
 func TestChangedConfiguration(t *testing.T) {
 	t.Parallel()
-	s := begin(t, sampled, lab.Options{Clients: 5})
+	s := begin(t, patience, lab.Options{Clients: 5})
 	alice, bob, carol, dave, erin := s.Clients[0], s.Clients[1], s.Clients[2], s.Clients[3], s.Clients[4]
 	s.must(s.Remove(erin), s.Start(s.ctx))
 	s.connect(alice) // so that the device is looked at more often
@@ -229,7 +226,7 @@ func setPresharedKey(c *lab.Client) (err error) {
 
 func TestReplacedKey(t *testing.T) {
 	t.Parallel()
-	s := told(t, sampled, lab.Options{Clients: 1})
+	s := told(t, patience, lab.Options{Clients: 1})
 	alice := s.Clients[0]
 	s.connect(alice)
 	s.must(alice.Down(), s.ReplaceKey(alice))

@@ -15,7 +15,7 @@ func TestProbeRestart(t *testing.T) {
 	for name, killed := range map[string]bool{"stopped": false, "killed": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := begin(t, time.Minute, lab.Options{Clients: 5})
+			s := begin(t, patience, lab.Options{Clients: 5})
 			alice, bob, carol, dave, erin := s.Clients[0], s.Clients[1], s.Clients[2], s.Clients[3], s.Clients[4]
 			s.must(s.Remove(erin), s.Start(s.ctx))
 			s.connect(alice, bob, dave)
@@ -140,7 +140,7 @@ func TestBrokerAbsentAtStart(t *testing.T) {
 	for name, rebooted := range map[string]bool{"new host": false, "rebooted host": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := begin(t, 2*time.Minute, lab.Options{Clients: 2, Broker: true})
+			s := begin(t, patience, lab.Options{Clients: 2, Broker: true})
 			alice, bob := s.Clients[0], s.Clients[1]
 			probe := []string{"started, packets", "stopped"}
 			if rebooted {

@@ -32,7 +32,7 @@ const unprivileged = 65534
 func TestNoSecretIsTold(t *testing.T) {
 	t.Parallel()
 	hooksFile := filepath.Join(netns.Dir, "hooks.yaml")
-	s := begin(t, 2*time.Minute, lab.Options{
+	s := begin(t, patience, lab.Options{
 		Clients:     3,
 		ProbeEnv:    []string{"PROBE_LOG_LEVEL=debug"},
 		NotifierEnv: []string{"NOTIFIER_LOG_LEVEL=debug", "NOTIFIER_HOOKS=" + hooksFile},
@@ -225,7 +225,7 @@ func (s *story) misconfigure(secret func(string) string) {
 // TestUnwritableState has each service stop at once, naming the path and the reason.
 func TestUnwritableState(t *testing.T) {
 	t.Parallel()
-	s := begin(t, time.Minute, lab.Options{})
+	s := begin(t, patience, lab.Options{})
 	const state = "/dev/null/state"
 	for name, variable := range map[string]string{"probe": "PROBE_STATE", "notifier": "NOTIFIER_STATE"} {
 		p, err := runner.Start(runner.Spec{Name: name, NS: s.NS, Path: runner.Binary(name), Env: []string{variable + "=" + state}, Log: &s.log})

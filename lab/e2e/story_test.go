@@ -33,6 +33,10 @@ const (
 	notifierMetrics = "127.0.0.1:9587"
 )
 
+// patience bounds a story in which nothing waits by design but the 10 s until a device is looked at again, which is when a change shows that no packet tells
+// of. It is far longer than that: all these tests run at the same time.
+const patience = 2 * time.Minute
+
 // story is a laboratory and what is told of it.
 type story struct {
 	*lab.Lab
@@ -249,6 +253,7 @@ func (s *story) end(want map[string][]string, forged ...uint64) {
 	bodies := map[string][]byte{}
 	last := map[string]events.Sequence{} // by partition key
 	numbers := map[string][]uint64{}     // by source
+	up := false                          // the interface, as who reads the stream knows
 	for i, msg := range s.stored() {
 		if slices.Contains(forged, uint64(i+1)) {
 			continue
@@ -262,6 +267,20 @@ func (s *story) end(want map[string][]string, forged ...uint64) {
 		}
 		if e.Sequence.Compare(last[e.PartitionKey]) <= 0 {
 			s.t.Errorf("%s of %s has sequence %s and comes after %s", e.Type, s.who(e), e.Sequence, last[e.PartitionKey])
+		}
+		switch d := e.Data.(type) {
+		case *events.Up:
+			up = true
+		case *events.Down:
+			up = false
+		case *events.Connected, *events.Roamed:
+			if !up {
+				s.t.Errorf("%s: %s stands in the stream while the interface is down", s.who(e), describe(e))
+			}
+		case *events.Disconnected:
+			if up == (d.Reason == events.InterfaceIsDown) {
+				s.t.Errorf("%s: %s stands in the stream while the interface's up is %t", s.who(e), describe(e), up)
+			}
 		}
 		told[e.ID], bodies[e.ID], last[e.PartitionKey] = e, msg.Data(), e.Sequence
 		numbers[e.Source] = append(numbers[e.Source], e.Sequence.N)
@@ -278,11 +297,11 @@ func (s *story) end(want map[string][]string, forged ...uint64) {
 	if diff := cmp.Diff(want, s.history(slices.Collect(maps.Values(told))), cmpopts.EquateEmpty()); diff != "" {
 		s.t.Errorf("what is told (-want +got):\n%s", diff)
 	}
-	s.delivered(told, bodies)
+	s.compareDeliveries(told, bodies)
 }
 
-// delivered waits until the receiver has every event, and checks what it got: those and no others, the same bytes, in order.
-func (s *story) delivered(told map[string]*events.Event, bodies map[string][]byte) {
+// compareDeliveries waits until the receiver has every event, and checks what it got: those and no others, the same bytes, in order.
+func (s *story) compareDeliveries(told map[string]*events.Event, bodies map[string][]byte) {
 	s.t.Helper()
 	missing := maps.Clone(told)
 	for id := range s.refused {

@@ -124,6 +124,9 @@ func runWith(t testing.TB, cfg config.Config, l *logs, log *slog.Logger) *notifi
 	}()
 	t.Cleanup(func() {
 		n.wait()
+		if t.Failed() {
+			t.Logf("the notifier's log:\n%s", l)
+		}
 		for _, s := range []string{secret, strings.TrimPrefix(secret, "whsec_"), urlSecret} {
 			if strings.Contains(l.String(), s) {
 				t.Errorf("the log shows the secret %s", s)
@@ -718,7 +721,9 @@ func TestReadyOnceAfterEveryHookHasItsConsumer(t *testing.T) {
 	isReady := func() int { return len(l.records(t, "notifier is ready")) }
 
 	n.says("broker not reached, trying on", 1)
-	n.says("hook waits for its consumer", len(cfg.Hooks))
+	for _, r := range n.says("hook waits for its consumer", len(cfg.Hooks)) {
+		equal(t, "why a hook waits", "the broker is not connected", r["error"])
+	}
 	if isReady() != 0 {
 		t.Error("ready without a broker")
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/wgherald/wgherald/pkg/events"
@@ -175,6 +176,8 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 			start := stream.CachedInfo().TimeStamp.Add(-time.Since(c.waiting))
 			have.DeliverPolicy, have.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
 		}
+	case errors.Is(err, nats.ErrReconnectBufExceeded):
+		return nil, errors.New("the broker is not connected") // the library speaks of a buffer, and it has none
 	case err != nil:
 		return nil, fmt.Errorf("read consumer %s: %w", name, err)
 	default:
