@@ -29,8 +29,9 @@ func eventLine(t *terminal, m watch.Message) string {
 	if m.Err != nil {
 		return fmt.Sprintf("%s %s", m.At.Format(clock), t.paint(red, m.Err.Error()))
 	}
-	return fmt.Sprintf("%s %s  %s  %s", m.At.Format(clock), t.paint(colourOf(m.Event.Type), pad(string(m.Event.Type), typeWidth)),
+	line := fmt.Sprintf("%s %s  %s  %s", m.At.Format(clock), t.paint(colourOf(m.Event.Type), pad(string(m.Event.Type), typeWidth)),
 		pad(subject(m.Event), aboutWidth), detail(m.Event))
+	return strings.TrimRight(line, " ")
 }
 
 // deliveryLine tells of a request to the webhook receiver: time of arrival, type, whom it is about, hook, answer, attempt, whether its signature was

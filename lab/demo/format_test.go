@@ -43,11 +43,11 @@ func TestEventLine(t *testing.T) {
 		"connected":     {&events.Connected{Common: common, Peer: alice}, "wg.peer.connected     alice-laptop   from 203.0.113.11:41641"},
 		"disconnected":  {&events.Disconnected{Common: common, Peer: carol, Session: session(90), Reason: events.Expired}, "wg.peer.disconnected  carol-desktop  expired, 1m30s, rx 276 B, tx 12.3 kB"},
 		"roamed":        {&events.Roamed{Common: common, Peer: alice, From: "203.0.113.11:1", To: "198.51.100.11:2"}, "wg.peer.roamed        alice-laptop   203.0.113.11:1 -> 198.51.100.11:2"},
-		"removed":       {&events.Removed{Common: common, Peer: carol}, "wg.peer.removed       carol-desktop  "},
+		"removed":       {&events.Removed{Common: common, Peer: carol}, "wg.peer.removed       carol-desktop"},
 		"found later":   {&events.Removed{Common: inferred, Peer: carol}, "wg.peer.removed       carol-desktop  inferred"},
 		"interface up":  {&events.Up{Common: inferred, Device: events.Device{ListenPort: 51820}, Peers: 5}, "wg.interface.up       wg0            UDP port 51820, 5 peers, inferred"},
 		"interface":     {&events.Down{Common: common, Reason: events.SetDown}, "wg.interface.down     wg0            set_down"},
-		"without name":  {&events.Removed{Common: common, Peer: events.Peer{PublicKey: events.Key{1}}}, "wg.peer.removed       AQAAAAAA…      "},
+		"without name":  {&events.Removed{Common: common, Peer: events.Peer{PublicKey: events.Key{1}}}, "wg.peer.removed       AQAAAAAA…"},
 		"probe started": {&events.Started{Common: events.Common{Node: "lab"}, Trigger: events.TriggerPackets}, "wg.probe.started      lab            learns of handshakes by packets"},
 	}
 	for name, tt := range tests {

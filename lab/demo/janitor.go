@@ -40,7 +40,7 @@ func newJanitor(screen *os.File) (*janitor, error) {
 	if screen != nil {
 		j.process.Stdout = screen
 	}
-	// The process that called sudo compiles and reads below it (runner.Build, openToReaders).
+	// The user who called sudo compiles and reads below it (runner.Build, openToReaders).
 	err = os.Chmod(dir, 0o711)
 	if err == nil {
 		err = os.Setenv("TMPDIR", dir)

@@ -5,8 +5,12 @@ import (
 	"encoding/base32"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -344,6 +348,80 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzDecodeState looks for bytes that crash DecodeState, or that decode to a state which does not survive being encoded and decoded again.
+func FuzzDecodeState(f *testing.F) {
+	f.Add([]byte(`{"node":"n","interface":"wg0","peer":{"publicKey":"` + alice.String() + `"},"connected":false,"updatedAt":"2026-11-22T12:00:00Z"}`))
+	e := samples()[0]
+	d := e.Data.(*Connected)
+	s := &State{Node: d.Node, Interface: d.Interface, Peer: d.Peer, Connected: true, Session: &d.Session, Sequence: e.Sequence, EventID: e.ID, EventType: e.Type, UpdatedAt: noon}
+	value, err := s.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(value)
+	f.Fuzz(func(t *testing.T, value []byte) {
+		s, err := DecodeState(value)
+		if err != nil {
+			return
+		}
+		once, err := s.Encode()
+		if err != nil {
+			t.Fatalf("decoded, but does not encode: %v", err)
+		}
+		if len(once) > MaxSize {
+			return // escapes may be longer than what they stand for
+		}
+		back, err := DecodeState(once)
+		if err != nil {
+			t.Fatalf("encoded, but does not decode: %v\n%s", err, once)
+		}
+		twice, err := back.Encode()
+		if err != nil || string(once) != string(twice) {
+			t.Fatalf("%v\nonce  %s\ntwice %s", err, once, twice)
+		}
+	})
+}
+
+// FuzzParseStateKey looks for a text that ParseStateKey takes and StateKey would not write.
+func FuzzParseStateKey(f *testing.F) {
+	f.Add(StateKey("vpn-1.example", "wg0", alice))
+	f.Add("n.=2E.AAAA")
+	f.Fuzz(func(t *testing.T, text string) {
+		node, iface, key, err := ParseStateKey(text)
+		if err != nil {
+			return
+		}
+		if back := StateKey(node, iface, key); back != text {
+			t.Fatalf("%q parses, and is written as %q", text, back)
+		}
+	})
+}
+
+// FuzzParseKeyring looks for a text that crashes ParseKeyring, or makes a keyring with a key or a node that cannot be one.
+func FuzzParseKeyring(f *testing.F) {
+	f.Add("# probes\n\nvpn-1 " + probeNkey + "\n* " + probeNkey)
+	f.Add("vpn-1 UABC\nvpn-1")
+	f.Fuzz(func(t *testing.T, text string) {
+		ring, err := ParseKeyring(text)
+		if err != nil {
+			if ring != nil {
+				t.Fatal("a keyring beside an error")
+			}
+			return
+		}
+		for node, keys := range ring {
+			if node != AnyNode && ValidateName(node) != nil {
+				t.Fatalf("node %q", node)
+			}
+			for _, k := range keys {
+				if len(k) != ed25519.PublicKeySize {
+					t.Fatalf("a key of %d bytes", len(k))
+				}
+			}
+		}
+	})
+}
+
 // TestImportsNothing keeps the promise of the package comment: the standard library alone, without network or processes, and no clock.
 func TestImportsNothing(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{else if eq .ImportPath \"net\" \"net/http\" \"os/exec\"}}{{.ImportPath}}{{end}}", ".").Output()
@@ -353,5 +431,38 @@ func TestImportsNothing(t *testing.T) {
 	got := strings.Fields(string(out))
 	if want := []string{"github.com/wgherald/wgherald/pkg/events"}; !slices.Equal(got, want) {
 		t.Errorf("dependencies %v, want %v", got, want)
+	}
+}
+
+// TestReadsNoClock keeps the other half: what the package imports may know of time, but not ask for it, nor for chance or the system.
+func TestReadsNoClock(t *testing.T) {
+	clock := []string{"Now", "Since", "Until", "After", "AfterFunc", "Sleep", "NewTimer", "NewTicker", "Tick"}
+	impure := []string{"os", "net", "net/http", "syscall", "math/rand", "math/rand/v2", "crypto/rand"}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := token.NewFileSet()
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range file.Imports {
+			if path := strings.Trim(i.Path.Value, `"`); slices.Contains(impure, path) || path == "time" && i.Name != nil {
+				t.Errorf("%v: import of %s, or under another name", fset.Position(i.Pos()), path)
+			}
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(clock, sel.Sel.Name) {
+				if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "time" {
+					t.Errorf("%v: time.%s", fset.Position(sel.Pos()), sel.Sel.Name)
+				}
+			}
+			return true
+		})
 	}
 }

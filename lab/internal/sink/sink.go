@@ -86,6 +86,7 @@ func Start(l net.Listener) (*Sink, error) {
 	}
 	s.server.Handler = s
 	s.server.ReadTimeout = 10 * time.Second
+	s.server.IdleTimeout = 5 * time.Minute         // unset it is ReadTimeout, and the probe samples every 10 s: requests would meet a closing connection
 	s.server.ErrorLog = log.New(io.Discard, "", 0) // what matters is in the ledger
 	go func() { s.served <- s.server.Serve(l) }()
 	return s, nil

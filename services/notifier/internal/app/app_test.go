@@ -46,12 +46,17 @@ const (
 // eventually polls a condition on what runs beside the test.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	within(t, patience, what, cond)
+}
+
+func within(t testing.TB, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if cond() {
 			return
 		}
 	}
-	t.Fatalf("not within %s: %s", patience, what)
+	t.Fatalf("not within %s: %s", limit, what)
 }
 
 func equal(t testing.TB, what string, want, have any) {
@@ -535,7 +540,9 @@ func TestShutdownIsBoundedWhileTheSinkHangs(t *testing.T) {
 
 	sink.answers(nil)
 	run(t, cfg)
-	sink.got(t, seen+len(want))
+	// At once, but for a race in nats-server: an update that comes between its consumer store's encoding and writing of the state is taken for written, and is lost
+	// when the server is stopped then. What was handed back comes after AckWait instead.
+	within(t, time.Minute+patience, "everything is delivered by the next run", func() bool { return len(sink.requests()) >= seen+len(want) })
 	have := sink.ids()[seen:]
 	slices.Sort(want)
 	slices.Sort(have)

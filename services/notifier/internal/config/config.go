@@ -279,6 +279,11 @@ func (l *loader) hooks(env environment) []Hook {
 	if parsed.inline && f.open {
 		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", env.Hooks)
 	}
+	for _, h := range parsed.hooks {
+		if len(h.Secrets) == 0 {
+			l.unsigned(h, "secret or secret_file")
+		}
+	}
 	return append(hooks, parsed.hooks...)
 }
 
@@ -302,8 +307,15 @@ func (l *loader) envHook(env environment) Hook {
 			l.warn("secret file %s is readable by everybody: chmod o-r", env.Secrets)
 		}
 		h.Secrets = l.secret("WEBHOOK_SECRET_FILE", string(f.text))
+	default:
+		l.unsigned(h, "WEBHOOK_SECRET or WEBHOOK_SECRET_FILE")
 	}
 	return h
+}
+
+// unsigned warns that receivers cannot tell the hook's requests from anybody else's.
+func (l *loader) unsigned(h Hook, settings string) {
+	l.warn("hook %s has no secret, so its requests are not signed (%s)", h.Name, settings)
 }
 
 func (l *loader) secret(name, text string) []sign.Secret {

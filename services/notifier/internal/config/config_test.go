@@ -82,13 +82,22 @@ func TestLoad(t *testing.T) {
 		},
 		"both ways count": {
 			map[string]string{"WEBHOOK_URL": "https://example.org/x", "NOTIFIER_HOOKS": hooksFile},
-			func(c *Config) { c.Hooks = []Hook{def, ops} },
+			func(c *Config) {
+				c.Hooks = []Hook{def, ops}
+				c.Warnings = []string{
+					"hook default has no secret, so its requests are not signed (WEBHOOK_SECRET or WEBHOOK_SECRET_FILE)",
+					"hook ops has no secret, so its requests are not signed (secret or secret_file)",
+				}
+			},
 		},
 		"a hooks file that everybody reads": {
 			map[string]string{"NOTIFIER_HOOKS": openHooks},
 			func(c *Config) {
 				c.Hooks = []Hook{ops}
-				c.Warnings = []string{"hooks file " + openHooks + " holds secrets and is readable by everybody: chmod o-r, or move them to files"}
+				c.Warnings = []string{
+					"hooks file " + openHooks + " holds secrets and is readable by everybody: chmod o-r, or move them to files",
+					"hook ops has no secret, so its requests are not signed (secret or secret_file)",
+				}
 			},
 		},
 		"a broker of one's own": {
@@ -198,6 +207,10 @@ func TestLoadOtherMistakes(t *testing.T) {
 		"a login for the embedded broker": {
 			map[string]string{"NATS_CREDS_FILE": "/c"},
 			"NATS_CREDS_FILE: needs NATS_URL: the embedded broker has identities of its own",
+		},
+		"a webhook with a fragment": {
+			map[string]string{"WEBHOOK_URL": "https://h/#" + marker},
+			"WEBHOOK_URL: the URL has a fragment (#), which is never sent",
 		},
 		"metrics on a relative socket": {
 			map[string]string{"NOTIFIER_METRICS": "unix:m.sock"},

@@ -70,6 +70,8 @@ func checkURL(text string) error {
 		return errors.New("the URL has no host")
 	case u.Port() != "" && !isPort(u.Port()):
 		return errors.New("the URL's port is not between 0 and 65535")
+	case u.Fragment != "":
+		return errors.New("the URL has a fragment (#), which is never sent")
 	}
 	return nil
 }

@@ -172,6 +172,7 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a url without a host":          {"hooks:\n- name: a\n  url: https:///hunter2", []string{"3: hook a: url: the URL has no host"}},
 		"a url with a broken password":  {"hooks:\n- name: a\n  url: 'https://u:hunter2%zz@h/'", []string{"3: hook a: url: not a URL"}},
 		"a url with a broken port":      {"hooks:\n- name: a\n  url: 'https://u:hunter2@h:99999/'", []string{"3: hook a: url: the URL's port is not between 0 and 65535"}},
+		"a url with a fragment":         {"hooks:\n- name: a\n  url: 'https://h/x#hunter2'", []string{"3: hook a: url: the URL has a fragment (#), which is never sent"}},
 		"a secret without its prefix":   {hook("secret: hunter2"), []string{"4: hook ops: secret: secret does not start with whsec_" + makeOne}},
 		"a secret that is no base64":    {hook("secret: whsec_hunter2"), []string{"4: hook ops: secret: secret is no base64 after whsec_" + makeOne}},
 		"a secret too short":            {hook("secrets:\n- " + secretA + "\n- whsec_aHVudGVyMg=="), []string{"6: hook ops: secrets: secret has 7 bytes, want 24 to 64" + makeOne}},

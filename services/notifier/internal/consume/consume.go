@@ -74,6 +74,9 @@ const (
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
 )
 
+// errNotConnected stands for what the library says then: it speaks of a buffer, and it has none.
+var errNotConnected = errors.New("the broker is not connected")
+
 // timing holds the intervals that tests shorten.
 type timing struct {
 	ackWait   time.Duration // after which an un-acked message comes back
@@ -92,6 +95,8 @@ type Consumer struct {
 	attempts map[uint64]*history
 	// resume is the first stream sequence that a consumer deleted behind our back would have had to deliver next, 0 while there was none.
 	resume uint64
+	// created is when the stream was made in which resume and attempts count.
+	created time.Time
 	// waiting is since when the hook waits for its consumer, zero while it does not: what is stored meanwhile is for it.
 	waiting time.Time
 }
@@ -153,37 +158,61 @@ func (c *Consumer) Run(ctx context.Context) error {
 }
 
 // open returns the hook's durable consumer with the settings of this version, making it when there is none. A new hook starts with new events, among
-// them those that were stored while it waited for the broker or the stream; a consumer that was deleted behind our back starts where it was.
+// them those that were stored while it waited for the broker or the stream; a consumer that was deleted behind our back starts where it was. In a stream
+// that was made anew, as after the loss of the broker's disk, that place means nothing: all that is in it is new.
 func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestWait)
 	defer cancel()
 	name := Durable(c.Hook.Name)
-	cons, err := c.JetStream.Consumer(ctx, events.StreamEvents, name)
+	stream, err := c.JetStream.Stream(ctx, events.StreamEvents)
+	if errors.Is(err, nats.ErrReconnectBufExceeded) {
+		return nil, errNotConnected
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read stream %s: %w", events.StreamEvents, err)
+	}
+	info := stream.CachedInfo()
+	if !c.created.Equal(info.Created) {
+		clear(c.attempts)
+	}
+	cons, err := stream.Consumer(ctx, name)
 	var have jetstream.ConsumerConfig
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		have = jetstream.ConsumerConfig{Durable: name, DeliverPolicy: jetstream.DeliverNewPolicy}
 		switch {
+		case c.resume > 0 && (!c.created.Equal(info.Created) || c.resume > info.State.LastSeq+1):
+			have.DeliverPolicy = jetstream.DeliverAllPolicy
+			c.Log.Warn("stream was made anew, the consumer starts with its first event", "would_resume", c.resume, "last_sequence", info.State.LastSeq)
 		case c.resume > 0:
 			have.DeliverPolicy, have.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.resume
 			c.Log.Warn("consumer was deleted, it is made again", "from_sequence", c.resume)
 		case !c.waiting.IsZero():
-			stream, err := c.JetStream.Stream(ctx, events.StreamEvents)
-			if err != nil {
-				return nil, fmt.Errorf("read stream %s: %w", events.StreamEvents, err)
-			}
 			// By the broker's clock, which need not be ours.
-			start := stream.CachedInfo().TimeStamp.Add(-time.Since(c.waiting))
+			start := info.TimeStamp.Add(-time.Since(c.waiting))
 			have.DeliverPolicy, have.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
 		}
 	case errors.Is(err, nats.ErrReconnectBufExceeded):
-		return nil, errors.New("the broker is not connected") // the library speaks of a buffer, and it has none
+		return nil, errNotConnected
 	case err != nil:
 		return nil, fmt.Errorf("read consumer %s: %w", name, err)
 	default:
+		ahead, err := c.ahead(ctx, stream, cons)
+		if err != nil {
+			return nil, err
+		}
+		if ahead {
+			if err := stream.DeleteConsumer(ctx, name); err != nil {
+				return nil, fmt.Errorf("delete consumer %s: %w", name, err)
+			}
+			clear(c.attempts)
+			have = jetstream.ConsumerConfig{Durable: name, DeliverPolicy: jetstream.DeliverAllPolicy}
+			break
+		}
 		have = cons.CachedInfo().Config
 		if have.AckPolicy == jetstream.AckExplicitPolicy && have.AckWait == c.ackWait && have.MaxDeliver == -1 && have.MaxAckPending == maxAckPending &&
 			have.BackOff == nil && have.PriorityPolicy == jetstream.PriorityPolicyPinned && have.PinnedTTL == c.pinnedTTL {
+			c.created = info.Created
 			return cons, nil
 		}
 	}
@@ -199,7 +228,26 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make consumer %s: %w", name, err)
 	}
+	c.created = info.Created
 	return cons, nil
+}
+
+// ahead reports whether the consumer is beyond the end of its stream, and says so: it outlived a stream that was lost or set back, and would skip
+// what is stored until the stream has caught up.
+func (c *Consumer) ahead(ctx context.Context, stream jetstream.Stream, cons jetstream.Consumer) (bool, error) {
+	at := cons.CachedInfo().Delivered.Stream
+	if at <= stream.CachedInfo().State.LastSeq {
+		return false, nil
+	}
+	info, err := stream.Info(ctx) // the one at hand is older than the consumer's
+	if err != nil {
+		return false, fmt.Errorf("read stream %s: %w", events.StreamEvents, err)
+	}
+	if at <= info.State.LastSeq {
+		return false, nil
+	}
+	c.Log.Warn("consumer is ahead of its stream, it is made again and starts with the first event", "delivered", at, "last_sequence", info.State.LastSeq)
+	return true, nil
 }
 
 // sleep waits for d or until ctx ends.

@@ -6,11 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -933,6 +937,59 @@ func TestADeletedConsumerIsMadeAgainWhereItWas(t *testing.T) {
 	}
 }
 
+func TestAStreamThatIsMadeAnewIsDeliveredFromItsStart(t *testing.T) {
+	t.Parallel()
+	for name, count := range map[string]int{"shorter than before": 1, "longer than before": 5} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, s := newBroker(t), newSink(t, ok)
+			n := run(t, b, s, withTiming(time.Minute, time.Second))
+			want := b.publish("alice", "alice", "alice")
+			s.take(t, "", len(want))
+			b.finished("h")
+			stream, err := b.js.Stream(t.Context(), events.StreamEvents)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.js.DeleteStream(t.Context(), events.StreamEvents); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.js.CreateStream(t.Context(), stream.CachedInfo().Config); err != nil {
+				t.Fatal(err)
+			}
+			for range count {
+				want = append(want, b.publish("alice")...)
+			}
+			same(t, "delivered", want, s.take(t, "", len(want)))
+			if !strings.Contains(n.log.String(), "stream was made anew") {
+				t.Error("nothing is said about it")
+			}
+		})
+	}
+}
+
+func TestAConsumerAheadOfItsStreamIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	b, s := newBroker(t), newSink(t, ok)
+	want := b.publish("alice")
+	if _, err := b.js.CreateConsumer(t.Context(), events.StreamEvents, jetstream.ConsumerConfig{
+		Durable: Durable("h"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxDeliver: -1, MaxAckPending: maxAckPending,
+		PriorityPolicy: jetstream.PriorityPolicyPinned, PriorityGroups: []string{group}, PinnedTTL: 30 * time.Second,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: 100,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if at := b.info("h").Delivered.Stream; at != 99 {
+		t.Fatalf("the consumer is at %d, want 99", at)
+	}
+	n := run(t, b, s)
+	want = append(want, b.publish("alice")...)
+	same(t, "delivered", want, s.take(t, "", len(want)))
+	if !strings.Contains(n.log.String(), "consumer is ahead of its stream") {
+		t.Error("nothing is said about it")
+	}
+}
+
 func TestANotifierThatStartsWithoutStreamMissesNothingOfIt(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)
@@ -991,6 +1048,87 @@ func TestPurePackagesDoNoIO(t *testing.T) {
 			if slices.Contains([]string{"net", "net/http", "os/exec", "log/slog"}, dep) || strings.Contains(dep, "nats-io") {
 				t.Errorf("%s depends on %s", pkg, dep)
 			}
+		}
+		files, err := filepath.Glob(filepath.Join("..", pkg, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed := 0
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			parsed++
+			for _, what := range impurities(t, file, nil) {
+				t.Error(what)
+			}
+		}
+		if parsed == 0 {
+			t.Errorf("package %s has no files", pkg)
+		}
+	}
+}
+
+// impurities returns what a pure file must not have: clocks, randomness, and the packages for input and output. Dependencies do not show it: nearly
+// everything depends on time and os. src is as for parser.ParseFile.
+func impurities(t *testing.T, name string, src any) []string {
+	t.Helper()
+	fset := token.NewFileSet()
+	file, err := parser.ParseFile(fset, name, src, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	report := func(n ast.Node, what string) {
+		found = append(found, fmt.Sprintf("%s: %s", fset.Position(n.Pos()), what))
+	}
+	clock := "" // what the file calls package time
+	for _, imp := range file.Imports {
+		path := strings.Trim(imp.Path.Value, `"`)
+		switch path {
+		case "crypto/rand", "io/fs", "io/ioutil", "log", "log/slog", "math/rand", "math/rand/v2", "net", "net/http", "os", "os/exec", "os/signal",
+			"syscall":
+			report(imp, "imports "+path)
+		case "time":
+			clock = "time"
+			if imp.Name != nil {
+				clock = imp.Name.Name
+			}
+			if clock == "." {
+				report(imp, "imports time without its name")
+			}
+		}
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if pkg, ok := sel.X.(*ast.Ident); ok && clock != "" && pkg.Name == clock {
+			switch sel.Sel.Name {
+			case "Now", "Since", "Until", "After", "AfterFunc", "Sleep", "NewTimer", "NewTicker", "Tick":
+				report(sel, "uses time."+sel.Sel.Name)
+			}
+		}
+		return true
+	})
+	return found
+}
+
+func TestImpuritiesAreFound(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ src, want string }{
+		{`import "time"; var now = time.Now`, "uses time.Now"},
+		{`import clock "time"; func f() { <-clock.After(clock.Second) }`, "uses time.After"},
+		{`import . "time"; var now = Now()`, "imports time without its name"},
+		{`import "math/rand/v2"; var r = rand.Float64()`, "imports math/rand/v2"},
+		{`import _ "os"`, "imports os"},
+		{`import "time"; func f(at time.Time) time.Time { return at.Add(time.Second) }`, ""},
+		{`func f(time interface{ Now() int }) int { return time.Now() }`, ""},
+	} {
+		have := strings.Join(impurities(t, "a.go", "package a; "+tt.src), "\n")
+		if (have == "") != (tt.want == "") || !strings.HasSuffix(have, tt.want) {
+			t.Errorf("%s: found %q, want %q", tt.src, have, tt.want)
 		}
 	}
 }

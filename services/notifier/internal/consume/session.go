@@ -74,6 +74,8 @@ type session struct {
 	pending  uint64 // messages at the server, as the last message said
 	pulling  bool   // a request for messages is under way
 
+	handedBack string // where the message that was handed back last is acknowledged
+
 	recovering bool
 	recoverBy  time.Time
 	askAt      time.Time // when to ask for the consumer's state
@@ -222,7 +224,7 @@ func (s *session) stop(late context.Context, cancelLate, cancelPull context.Canc
 				continue
 			}
 			s.next = max(s.next, w.seq()+1)
-			handBack(w.msg)
+			s.handBack(w.msg)
 		case <-s.ended:
 		case o := <-s.outcomes:
 			s.conclude(late, o)
@@ -546,13 +548,16 @@ func (s *session) surrender() {
 	s.pin = ""
 	s.recovering = false
 	for _, it := range s.queue.DropWaiting() {
-		handBack(it.Value.msg)
+		s.handBack(it.Value.msg)
 	}
 }
 
 // handBack has a message delivered again at once. The server stores a NAK with a delay, and forgets one without when it is restarted, as the embedded
 // one is with its notifier: the message would come back when its AckWait is over, as it does when the NAK is lost.
-func handBack(msg jetstream.Msg) { _ = msg.NakWithDelay(time.Millisecond) }
+func (s *session) handBack(msg jetstream.Msg) {
+	_ = msg.NakWithDelay(time.Millisecond)
+	s.handedBack = msg.Reply()
+}
 
 // unpin releases the consumer, so that the next owner need not wait for PinnedTTL.
 func (s *session) unpin(ctx context.Context) {
@@ -570,11 +575,14 @@ func (s *session) unpin(ctx context.Context) {
 	}
 }
 
-// flush sees that what was handed back is on its way before the connection is closed.
+// flush waits until the consumer knows what was handed back. A PONG would say only that the server has read it, and an embedded server ends next. The
+// consumer takes acknowledgements in their order, and answers one of a kind that it does not know without doing anything.
 func (s *session) flush(ctx context.Context) {
-	if nc := s.c.JetStream.Conn(); nc.IsConnected() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tryAgain)
-		defer cancel()
-		_ = nc.FlushWithContext(ctx) // what is lost comes back later
+	nc := s.c.JetStream.Conn()
+	if s.handedBack == "" || !nc.IsConnected() {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tryAgain)
+	defer cancel()
+	_, _ = nc.RequestWithContext(ctx, s.handedBack, []byte("+SYNC")) // what is lost comes back later
 }

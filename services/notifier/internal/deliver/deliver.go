@@ -161,15 +161,31 @@ func (s *Sender) send(ctx context.Context, now time.Time, id string, r render.Re
 	}
 	defer resp.Body.Close()
 	// The status is the answer. A body that breaks off changes nothing, it only costs the connection.
-	answer, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	answer := s.answer(resp.Body)
 	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain-maxAnswer)
 
-	res := Result{Status: resp.StatusCode, Answer: s.redact(strings.ToValidUTF8(string(answer), "�"))}
+	res := Result{Status: resp.StatusCode, Answer: answer}
 	res.Class, res.Reason = classifyStatus(resp.StatusCode)
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
 		res.RetryAfter = retry.ParseAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	return res
+}
+
+// answer returns the start of a body. A secret may be cut off where reading stops, and what is left of it is not recognised: so much more is read than
+// is kept, and so much is dropped from the end.
+func (s *Sender) answer(body io.Reader) string {
+	longest := len(s.secrets[0]) // there is the URL at least
+	raw, _ := io.ReadAll(io.LimitReader(body, int64(maxAnswer+longest)))
+	text := s.redact(string(raw))
+	if len(raw) == maxAnswer+longest {
+		text = text[:max(0, len(text)-longest)]
+	}
+	text = strings.ToValidUTF8(text, "�")
+	if len(text) > maxAnswer {
+		text = strings.ToValidUTF8(text[:maxAnswer], "") // without the character that is cut
+	}
+	return text
 }
 
 // redact takes the target's secrets out of a text that somebody else wrote.
@@ -191,8 +207,11 @@ func secretParts(u *url.URL, header map[string]string) []string {
 		}
 	}
 	add(u.String())
-	for segment := range strings.SplitSeq(u.EscapedPath(), "/") {
-		add(segment)
+	for _, path := range []string{u.EscapedPath(), u.Path} {
+		add(path)
+		for segment := range strings.SplitSeq(path, "/") {
+			add(segment)
+		}
 	}
 	for pair := range strings.SplitSeq(u.RawQuery, "&") {
 		_, value, _ := strings.Cut(pair, "=")

@@ -397,6 +397,40 @@ func TestNoReasonAndNoAnswerHoldsASecret(t *testing.T) {
 	}
 }
 
+func TestNoSecretShowsAcrossTheCut(t *testing.T) {
+	t.Parallel()
+	const marked = "MARKED0secret"
+	for before := maxAnswer - len(marked) - 1; before <= maxAnswer; before++ {
+		// What is taken out ahead of the cut moves more of the answer into it.
+		for _, head := range []string{"", strings.Repeat(marked, 20)} {
+			url := hook(t, func(w http.ResponseWriter, _ *http.Request) {
+				text := head + strings.Repeat("-", before-len(head))
+				_, _ = io.WriteString(w, text+strings.Repeat(marked, 100))
+			})
+			res := sender(t, Target{URL: url + "/" + marked}).Send(t.Context(), "e1", request)
+			if strings.Contains(res.Answer, marked[:3]) || len(res.Answer) > maxAnswer {
+				t.Errorf("%d bytes before the secret: the answer has %d bytes and ends in %q", before, len(res.Answer), res.Answer[max(0, len(res.Answer)-40):])
+			}
+		}
+	}
+}
+
+func TestADecodedPathIsTakenOutToo(t *testing.T) {
+	t.Parallel()
+	echo := hook(t, func(w http.ResponseWriter, r *http.Request) {
+		path := strings.Trim(r.URL.Path, "/")
+		fmt.Fprintf(w, "%s %s", r.URL.Path, path[strings.LastIndex(path, "/")+1:])
+	})
+	res := sender(t, Target{URL: echo + "/hooks/MARKED%20secret%2Fa%2Fb"}).Send(t.Context(), "e1", request)
+	if strings.Contains(res.Answer, "MARKED") {
+		t.Errorf("a secret shows: %s", res.Answer)
+	}
+	res = sender(t, Target{URL: echo + "/hooks/MARKED%20secret"}).Send(t.Context(), "e1", request)
+	if want := "[redacted] [redacted]"; res.Answer != want {
+		t.Errorf("answer is %q, want %q", res.Answer, want)
+	}
+}
+
 func TestNewNamesEveryMistake(t *testing.T) {
 	t.Parallel()
 	_, err := New(Target{URL: "ftp:x#y", Timeout: -1, Header: map[string]string{"Host": "a", "webhook-id": "b", "a b": "c"}}, "")

@@ -103,7 +103,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	g.Go(func() error { return publisher.Run(publishCtx) })
 	g.Go(func() error {
 		defer stopPublishing()
-		return e.run(gctx)
+		return e.run(ctx, gctx)
 	})
 	g.Go(func() error { return wg.Watch(gctx, e.devicesChanged) })
 	if listener != nil {

@@ -182,9 +182,10 @@ func (e *engine) devicesChanged() {
 	}
 }
 
-// run is the engine's task.
-func (e *engine) run(ctx context.Context) error {
-	askCtx, cancel := context.WithCancel(ctx)
+// run is the engine's task. It ends with tasks, the context of all of them. That the probe stopped is said only when ctx has ended, too, which is
+// what asks the probe to stop: one that ends because a task failed says nothing, and the next one tells since when nobody watched.
+func (e *engine) run(ctx, tasks context.Context) error {
+	askCtx, cancel := context.WithCancel(tasks)
 	defer e.asking.Wait()
 	defer cancel()
 
@@ -200,12 +201,14 @@ func (e *engine) run(ctx context.Context) error {
 		e.ask(askCtx)
 		timer.Reset(e.untilNext())
 		select {
-		case <-ctx.Done():
+		case <-tasks.Done():
 			t := now()
-			e.tracker.Say(t.Wall, &events.Stopped{
-				Common: events.Common{Node: e.cfg.Node, DetectedAt: t.Wall}, Version: e.version,
-				UptimeSeconds: int64((t.Boot - e.startedAt.Boot) / time.Second),
-			})
+			if ctx.Err() != nil {
+				e.tracker.Say(t.Wall, &events.Stopped{
+					Common: events.Common{Node: e.cfg.Node, DetectedAt: t.Wall}, Version: e.version,
+					UptimeSeconds: int64((t.Boot - e.startedAt.Boot) / time.Second),
+				})
+			}
 			return e.commit(t)
 		case h := <-e.heard:
 			e.note(now().Boot, h)

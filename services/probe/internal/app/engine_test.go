@@ -114,7 +114,7 @@ func TestLife(t *testing.T) {
 		e, ob := newTestEngine(t, dir)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- e.run(ctx) }()
+		go func() { ended <- e.run(ctx, ctx) }()
 		select {
 		case <-ob.Changed(): // it has started
 		case err := <-ended:
@@ -154,6 +154,30 @@ func TestLife(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestFailedTaskIsNoStop: a run that ends because another task failed does not say that the probe stopped.
+func TestFailedTaskIsNoStop(t *testing.T) {
+	t.Parallel()
+	e, ob := newTestEngine(t, t.TempDir())
+	tasks, fail := context.WithCancel(t.Context())
+	fail()
+	if err := e.run(t.Context(), tasks); err != nil {
+		t.Fatal(err)
+	}
+	records, err := ob.Queued(0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		ev, err := events.Decode(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Type == events.ProbeStopped {
+			t.Error("it says that the probe stopped")
+		}
 	}
 }
 

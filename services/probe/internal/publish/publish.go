@@ -33,6 +33,13 @@ const (
 	flushAfter = 200 * time.Millisecond
 	// drainFor bounds how long Run goes on sending after its context ended.
 	drainFor = 2 * time.Second
+	// calm is how long states wait after an event's ack: nobody waits for them, and their writes would slow down the event on its way to the webhooks.
+	calm = 50 * time.Millisecond
+	// maxStatesInFlight leaves events their room beside states that wait for a time-out.
+	maxStatesInFlight = MaxInFlight / 4
+	// statePauseMin and statePauseMax bound the pause after a state that the broker did not take. Events go on meanwhile.
+	statePauseMin = time.Second
+	statePauseMax = time.Minute
 	// removedTTL is how long latecomers find that a peer was removed.
 	removedTTL = "24h"
 )
@@ -54,11 +61,14 @@ type Publisher struct {
 	// reconnected receives a value after the broker came back.
 	reconnected <-chan struct{}
 
-	queue      []item // events read ahead, in order, without those under way
-	read       uint64 // number of the last event read
-	moreEvents bool   // there may be events after it
-	states     []item // states read and not under way
-	moreStates bool   // there may be states beyond them
+	queue      []item    // events read ahead, in order, without those under way
+	read       uint64    // number of the last event read
+	moreEvents bool      // there may be events after it
+	states     []item    // states read and not under way
+	moreStates bool      // there may be states beyond them
+	statesAt   time.Time // states wait until then
+
+	stateFailures int // in a row
 
 	connection uint64                        // on which what is in flight was sent
 	inFlight   map[string]context.CancelFunc // by partition key
@@ -143,12 +153,17 @@ func (p *Publisher) Run(ctx context.Context) error {
 		connection := p.broker.Connection()
 		if connection != 0 && connection != p.connection {
 			p.connection = connection
+			p.statesAt = time.Time{}
 			p.abort()
 		}
 		if connection != 0 && p.failure == nil && pause == nil {
-			if err := p.start(sending); err != nil {
+			if err := p.start(sending, deadline != nil); err != nil {
 				return err
 			}
+		}
+		var states <-chan time.Time
+		if wait := time.Until(p.statesAt); wait > 0 && (p.moreStates || len(p.states) > 0) {
+			states = time.After(wait)
 		}
 		var idle <-chan time.Time
 		if len(p.inFlight) == 0 {
@@ -172,6 +187,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 			}
 		case <-p.outbox.Changed():
 			p.moreEvents, p.moreStates = true, true
+		case <-states:
 		case <-pause:
 			pause = nil
 		case <-p.reconnected:
@@ -207,32 +223,32 @@ func (p *Publisher) finish() error {
 	return err
 }
 
-// start sends what may be sent now: events first, and states when no event waits.
-func (p *Publisher) start(ctx context.Context) error {
+// start sends what may be sent now: events first, and states when no event waits. At the end nothing is put off but what was refused.
+func (p *Publisher) start(ctx context.Context, ending bool) error {
 	if p.moreEvents && len(p.queue) < readAhead/2 {
 		if err := p.readEvents(); err != nil {
 			return err
 		}
 	}
-	p.queue = p.startFrom(ctx, p.queue)
-	if len(p.queue) == 0 && !p.moreEvents {
+	p.queue = p.startFrom(ctx, p.queue, MaxInFlight)
+	if due := ending && p.stateFailures == 0 || time.Until(p.statesAt) <= 0; due && len(p.queue) == 0 && !p.moreEvents {
 		if p.moreStates && len(p.states) == 0 && len(p.inFlight) == 0 {
 			if err := p.readStates(); err != nil {
 				return err
 			}
-			p.queue = p.startFrom(ctx, p.queue)
+			p.queue = p.startFrom(ctx, p.queue, MaxInFlight)
 		}
-		p.states = p.startFrom(ctx, p.states)
+		p.states = p.startFrom(ctx, p.states, maxStatesInFlight)
 	}
 	return nil
 }
 
 // startFrom starts what the window and the order allow, and returns the rest in order.
-func (p *Publisher) startFrom(ctx context.Context, items []item) []item {
+func (p *Publisher) startFrom(ctx context.Context, items []item, window int) []item {
 	rest := items[:0]
 	held := newLanes() // of the items before
 	for _, it := range items {
-		if len(p.inFlight) >= MaxInFlight || p.lanes.block(it.partition) || held.block(it.partition) {
+		if len(p.inFlight) >= window || p.lanes.block(it.partition) || held.block(it.partition) {
 			held.add(it.partition, 1)
 			rest = append(rest, it)
 			continue
@@ -255,6 +271,10 @@ func (p *Publisher) startFrom(ctx context.Context, items []item) []item {
 func (p *Publisher) settle(r result) bool {
 	delete(p.inFlight, r.partition)
 	p.lanes.add(r.partition, -1)
+	if r.mark != nil {
+		p.settleState(r)
+		return r.err == nil
+	}
 	if r.err != nil {
 		p.metrics.Failed()
 		if p.failure == nil {
@@ -266,18 +286,40 @@ func (p *Publisher) settle(r result) bool {
 		}
 		return false
 	}
-	if r.mark != nil {
-		p.outbox.Clean(*r.mark)
-		p.metrics.StatePublished()
-	} else {
-		p.outbox.Ack(r.number)
-		p.metrics.Published(r.took, r.duplicate)
+	p.outbox.Ack(r.number)
+	p.metrics.Published(r.took, r.duplicate)
+	if now := time.Now(); !p.statesAt.After(now) {
+		p.statesAt = now.Add(calm)
 	}
 	if p.failure == nil && p.failures > 0 {
 		p.log.Info("the broker takes what is sent again", "failures", p.failures)
 		p.failures = 0
 	}
 	return true
+}
+
+// settleState takes in the end of sending a state. A refused one is read again after a pause, and holds up no event: it may be that this broker has no
+// bucket, or denies it to this node.
+func (p *Publisher) settleState(r result) {
+	if r.err == nil {
+		p.outbox.Clean(*r.mark)
+		p.metrics.StatePublished()
+		if p.stateFailures > 0 {
+			p.stateFailures = 0
+			p.log.Info("the broker takes peers' states again")
+		}
+		return
+	}
+	p.metrics.Failed()
+	p.states, p.moreStates = nil, true
+	if now := time.Now(); p.stateFailures == 0 || !p.statesAt.After(now) { // one pause for all that were under way
+		pause := min(statePauseMin<<min(p.stateFailures, 10), statePauseMax)
+		p.statesAt = now.Add(pause)
+		p.stateFailures++
+		if p.stateFailures == 1 {
+			p.log.Warn("the broker does not take a peer's state, events go on", "subject", r.msg.Subject, "error", explain(r.err))
+		}
+	}
 }
 
 // rewind begins anew at the oldest event without ack. Acked ones leave the outbox first, or they would be sent again.
@@ -335,7 +377,8 @@ func (p *Publisher) readStates() error {
 			msg.Header.Set("KV-Operation", "DEL")
 			msg.Header.Set("Nats-TTL", removedTTL)
 		}
-		p.states = append(p.states, item{partition: m.Key, msg: msg, mark: &m})
+		// Its lane is its own: an event does not wait for a state that is under way, because readers go by the sequence.
+		p.states = append(p.states, item{partition: "state:" + m.Key, msg: msg, mark: &m})
 	}
 	return nil
 }

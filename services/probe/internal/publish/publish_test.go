@@ -85,8 +85,8 @@ func (b *fakeBroker) set(away bool) {
 
 // partition returns whose order a message belongs to.
 func partition(m *nats.Msg) string {
-	if key, ok := strings.CutPrefix(m.Subject, events.StateSubject("")); ok {
-		return key
+	if strings.HasPrefix(m.Subject, events.StateSubject("")) {
+		return m.Subject
 	}
 	e, err := events.Decode(m.Data)
 	if err != nil {
@@ -360,7 +360,7 @@ func TestWindow(t *testing.T) {
 		if got := len(b.broker.order()); got != 200 || b.broker.mostAtOne.Load() != publish.MaxInFlight {
 			t.Errorf("after 4 s: %d stored, %d at once; want 200 and 64", got, b.broker.mostAtOne.Load())
 		}
-		time.Sleep(4 * time.Second)
+		time.Sleep(14 * time.Second) // 200 states by 16 at a time
 		b.finish()
 		if b.counts != (counts{published: 200, states: 200}) || b.broker.mostAtOne.Load() != publish.MaxInFlight {
 			t.Errorf("in the end: %+v, %d at once", b.counts, b.broker.mostAtOne.Load())
@@ -530,11 +530,59 @@ func TestBrokerAway(t *testing.T) {
 		b.broker.set(false)
 		b.reconnected <- struct{}{}
 		synctest.Wait()
-		if b.counts.published != 24 || b.counts.states != 1 {
-			t.Errorf("as soon as it is back: %+v, want 24 events and a state", b.counts)
+		if got := len(b.broker.order()); got != 24 {
+			t.Errorf("as soon as it is back: %d stored, want the 24 events and no state yet", got)
 		}
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
 		b.finish()
+		if b.counts.published != 24 || b.counts.states != 1 {
+			t.Errorf("soon after: %+v, want 24 events and a state", b.counts)
+		}
 	})
+}
+
+// TestRefusedStates: a broker that refuses states, or has no bucket, gets every event without delay and is asked to take the states ever less often.
+func TestRefusedStates(t *testing.T) {
+	t.Parallel()
+	for name, refuse := range map[string]func(context.Context) error{
+		"at once":       func(context.Context) error { return jetstream.ErrNoStreamResponse },
+		"by a time-out": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var refused atomic.Int64
+				var taken atomic.Bool
+				b := newBench(t, func(ctx context.Context, m *nats.Msg) error {
+					if strings.HasPrefix(m.Subject, events.StateSubject("")) && !taken.Load() {
+						refused.Add(1)
+						return refuse(ctx)
+					}
+					return nil
+				})
+				b.run()
+				for n := range 100 {
+					b.commit(true, fmt.Sprint("peer", n%7))
+					time.Sleep(time.Millisecond)
+					synctest.Wait()
+					if got := len(b.broker.order()); got != n+1 {
+						t.Fatalf("event %d waits for a state: %d stored", n+1, got)
+					}
+					time.Sleep(9999 * time.Millisecond)
+				}
+				if got := refused.Load(); got == 0 || got > 7*30 {
+					t.Errorf("%d states were tried in 1,000 s, want some and few", got)
+				}
+				taken.Store(true)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				b.finish()
+				if b.counts.states != 7 {
+					t.Errorf("%d states after the bucket came, want 7", b.counts.states)
+				}
+			})
+		})
+	}
 }
 
 // TestFailingBroker: one that is there and takes nothing is tried ever less often, and at once when it reconnects.

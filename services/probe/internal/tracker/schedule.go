@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"container/heap"
 	"math"
 	"net/netip"
 	"time"
@@ -22,9 +23,11 @@ const (
 	// fallbackStep begins the ladder after an initiation whose first data packet was not seen.
 	fallbackStep = 64 * time.Millisecond
 
-	// budgetShare of a core on average, and budgetBurst of it at once, is what looks may cost.
+	// budgetShare of a core on average, and budgetBurst of it at once, is what looks may cost. Debts beyond budgetDebt are forgiven: that much is
+	// paid back in one SampleInterval.
 	budgetShare = 0.01
 	budgetBurst = 500 * time.Millisecond
+	budgetDebt  = SampleInterval / 100
 
 	// maxWaiting bounds the addresses that an answer is awaited for: anyone may send an initiation.
 	maxWaiting = 4096
@@ -35,6 +38,7 @@ const (
 type Schedule struct {
 	packets   bool // whether packets are seen at all
 	waiting   map[netip.AddrPort]*wait
+	queue     queue         // what is in waiting, the next question first
 	sample    time.Duration // the next look without cause
 	soon      time.Duration // somebody wishes a look, or never
 	notBefore time.Duration // the budget allows none earlier
@@ -47,8 +51,34 @@ const never = time.Duration(math.MaxInt64)
 
 // wait is a ladder of questions about one address.
 type wait struct {
-	next time.Duration
-	step time.Duration
+	next  time.Duration
+	step  time.Duration
+	index int // in the queue
+}
+
+// queue is a heap of ladders: anyone may send a message, so none may cost a walk over all that is waited for.
+type queue []*wait
+
+// Len, Less, Swap, Push and Pop implement heap.Interface.
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].next < q[j].next }
+
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+func (q *queue) Push(w any) {
+	w.(*wait).index = len(*q)
+	*q = append(*q, w.(*wait))
+}
+
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	w := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return w
 }
 
 // NewSchedule returns the schedule of a device that was never looked at: its first look is due now.
@@ -58,27 +88,41 @@ func NewSchedule(now time.Duration, packets bool) *Schedule {
 
 // Initiation tells that src sent this device an initiation. The session begins with the first data packet, so the first question is late.
 func (s *Schedule) Initiation(now time.Duration, src netip.AddrPort) {
-	if _, ok := s.waiting[src]; !ok && len(s.waiting) >= maxWaiting {
-		s.Soon(now + fallbackStep)
-		return
-	}
-	s.waiting[src] = &wait{next: now + fallbackStep, step: fallbackStep}
+	s.await(src, now+fallbackStep, fallbackStep)
 }
 
 // FirstData tells that src sent the first data packet under a new key: the one that makes a responder's last handshake move.
 func (s *Schedule) FirstData(now time.Duration, src netip.AddrPort) {
-	if w, ok := s.waiting[src]; ok {
-		*w = wait{next: now, step: confirmStep}
+	if _, ok := s.waiting[src]; ok {
+		s.await(src, now, confirmStep)
 	}
 }
 
 // Response tells that src answered this device's initiation: an initiator's last handshake moves.
-func (s *Schedule) Response(now time.Duration, src netip.AddrPort) {
-	if _, ok := s.waiting[src]; ok || len(s.waiting) < maxWaiting {
-		s.waiting[src] = &wait{next: now, step: confirmStep}
-		return
+func (s *Schedule) Response(now time.Duration, src netip.AddrPort) { s.await(src, now, confirmStep) }
+
+// await begins a ladder for src, anew if there is one. Beyond the bound, one look serves all.
+func (s *Schedule) await(src netip.AddrPort, next, step time.Duration) {
+	w, ok := s.waiting[src]
+	switch {
+	case ok:
+		w.next, w.step = next, step
+		heap.Fix(&s.queue, w.index)
+	case len(s.waiting) < maxWaiting:
+		w = &wait{next: next, step: step}
+		s.waiting[src] = w
+		heap.Push(&s.queue, w)
+	default:
+		s.Soon(next)
 	}
-	s.Soon(now)
+}
+
+// forget ends the ladder for src.
+func (s *Schedule) forget(src netip.AddrPort) {
+	if w, ok := s.waiting[src]; ok {
+		delete(s.waiting, src)
+		heap.Remove(&s.queue, w.index)
+	}
 }
 
 // Soon asks for a look at the given time at the latest.
@@ -87,8 +131,8 @@ func (s *Schedule) Soon(at time.Duration) { s.soon = min(s.soon, at) }
 // Next returns when the device is to be looked at.
 func (s *Schedule) Next() time.Duration {
 	next := min(s.sample, s.soon)
-	for _, w := range s.waiting {
-		next = min(next, w.next)
+	if len(s.queue) > 0 {
+		next = min(next, s.queue[0].next)
 	}
 	return max(next, s.notBefore)
 }
@@ -96,15 +140,16 @@ func (s *Schedule) Next() time.Duration {
 // Looked takes in what a look saw, which was asked for at one time and answered by another. It answers only what was due when it was asked for.
 func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
 	for _, src := range seen.Handshakes {
-		delete(s.waiting, src)
+		s.forget(src)
 	}
 	for src, w := range s.waiting {
 		for w.next <= asked && w.step <= confirmLimit {
 			w.next += w.step
 			w.step *= 2
 		}
+		heap.Fix(&s.queue, w.index)
 		if w.next <= asked {
-			delete(s.waiting, src)
+			s.forget(src)
 		}
 	}
 	s.asked(asked)
@@ -123,11 +168,16 @@ func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
 	s.spend(answered, answered-asked)
 }
 
-// Failed takes in that a look ended with an error. It costs the budget nothing: the next one is far enough away, unless somebody asked for it since.
+// Failed takes in that a look ended with an error. What was due when it was asked for waits for the next one without cause.
 func (s *Schedule) Failed(asked, answered time.Duration) {
-	clear(s.waiting)
-	s.sample = answered + SampleInterval
+	for src, w := range s.waiting {
+		if w.next <= asked {
+			s.forget(src)
+		}
+	}
 	s.asked(asked)
+	s.sample = answered + SampleInterval
+	s.spend(answered, answered-asked)
 }
 
 // asked forgets a wish that is answered by a look at the given time.
@@ -137,9 +187,15 @@ func (s *Schedule) asked(at time.Duration) {
 	}
 }
 
-// spend takes the cost from the budget. An overdrawn budget puts the next look off until it is even again.
+// spend takes the cost of a look from the budget. An overdrawn budget puts the next look off until it is even again, which is after SampleInterval
+// at the latest.
+//
+// The cost is the time that the look took, and that may be far more than it cost: the device's process may have been stopped, or the host asleep. So
+// one look costs budgetBurst at most, and debts beyond budgetDebt are forgiven. Looks of up to budgetDebt (100 ms) hence take budgetShare on average;
+// where looks are so dear that 1 % would mean more than 10 s between them, there is one in 10 s.
 func (s *Schedule) spend(now, cost time.Duration) {
-	s.balance = min(budgetBurst, s.balance+time.Duration(math.Round(float64(now-s.credited)*budgetShare))) - cost
+	earned := time.Duration(math.Round(float64(now-s.credited) * budgetShare))
+	s.balance = max(-budgetDebt, min(budgetBurst, s.balance+earned)-min(budgetBurst, cost))
 	s.credited = now
 	s.notBefore = 0
 	if s.balance < 0 {

@@ -2,6 +2,7 @@ package tracker_test
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -193,14 +194,16 @@ func times(step time.Duration, n int) []time.Duration {
 	return out
 }
 
-// TestBudget: whatever is heard and whatever looks cost, they take 1 % of a core on average, and not more than a burst of 0.5 s and one look beyond it.
+// TestBudget: whatever is heard and whatever looks cost, those of up to 100 ms take 1 % of a core on average and not more than a burst of 0.5 s and
+// one look beyond it. A dearer one counts as one of 100 ms: there is one in 10 s, beyond the burst. And no look puts the next one off for longer.
 func TestBudget(t *testing.T) {
 	t.Parallel()
+	const counts = tracker.SampleInterval / 100 // what a look counts at most
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))
-		most := time.Duration(1+r.Int64N(400)) * ms // what a look of this device may cost
+		most := time.Duration(1+r.Int64N([]int64{100, 400, 20000}[seed%3])) * ms // what a look of this device may cost
 		s := tracker.NewSchedule(began, r.IntN(2) == 0)
-		now, spent, longest := began, time.Duration(0), time.Duration(0)
+		now, spent, counted := began, time.Duration(0), time.Duration(0)
 		for now < began+time.Hour {
 			switch n := src(r.IntN(10000)); r.IntN(5) {
 			case 0:
@@ -215,17 +218,83 @@ func TestBudget(t *testing.T) {
 			if next := s.Next(); r.IntN(3) > 0 {
 				now = max(now, next)
 				cost := time.Duration(r.Int64N(int64(most)))
-				s.Looked(now, now+cost, tracker.Seen{Connected: r.IntN(2), Deadline: now + time.Minute})
+				if r.IntN(10) > 0 {
+					s.Looked(now, now+cost, tracker.Seen{Connected: 1, Deadline: now + time.Minute})
+				} else {
+					s.Failed(now, now+cost)
+				}
 				now += cost
 				spent += cost
-				longest = max(longest, cost)
-				if allowed := (now-began)/100 + 500*ms + longest; spent > allowed+time.Microsecond {
-					t.Fatalf("seed %d: looks took %v in %v, want at most %v", seed, spent, now-began, allowed)
+				counted += min(cost, counts)
+				if allowed := (now-began)/100 + 500*ms + counts + time.Microsecond; counted > allowed || most <= counts && spent > allowed {
+					t.Fatalf("seed %d: looks took %v in %v, and count %v; want at most %v", seed, spent, now-began, counted, allowed)
+				}
+				if wait := s.Next() - now; wait > tracker.SampleInterval {
+					t.Fatalf("seed %d: the next look is %v away, want 10s at most", seed, wait)
 				}
 				continue
 			}
 			now += time.Duration(r.Int64N(int64(50 * ms)))
 		}
+	}
+}
+
+// TestSlowLook: how long a look takes says little of what it costs where the device's process was stopped, or the host asleep, meanwhile.
+func TestSlowLook(t *testing.T) {
+	t.Parallel()
+	for _, cost := range []time.Duration{time.Second, 4 * time.Second, time.Hour, 30 * 24 * time.Hour} {
+		s := tracker.NewSchedule(began, true)
+		at := began
+		for range 20 {
+			s.Looked(at, at+cost, tracker.Seen{Connected: 1, Deadline: never})
+			at += cost
+			if wait := s.Next() - at; wait > tracker.SampleInterval {
+				t.Fatalf("after looks of %v, the next is %v away, want 10s at most", cost, wait)
+			}
+			at = s.Next()
+		}
+		// Nor is it remembered for long: cheap looks have their budget again.
+		at += 2 * tracker.SampleInterval
+		s.Looked(at, at+ms, tracker.Seen{Connected: 1, Deadline: never})
+		s.Response(at+ms, src(1))
+		if wait := s.Next() - at; wait != ms {
+			t.Errorf("after looks of %v and a rest, the next is %v away, want 1ms", cost, wait)
+		}
+	}
+}
+
+// never is later than any reading of a clock.
+const never = time.Duration(math.MaxInt64)
+
+// TestFailedAnswersOnlyWhatCameBefore: a look that failed says nothing of what was due after it was asked for.
+func TestFailedAnswersOnlyWhatCameBefore(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	s.Response(began, src(1))
+	s.Response(began+20*ms, src(2))
+	s.Failed(began+10*ms, began+100*ms)
+	if got := s.Next() - began; got != 20*ms {
+		t.Errorf("next look after %v, want 20ms, hence at once", got)
+	}
+	s.Failed(began+100*ms, began+100*ms)
+	if got := s.Next() - began; got != 100*ms+tracker.SampleInterval {
+		t.Errorf("next look after %v, want 10.1s: nobody is waited for", got)
+	}
+}
+
+// BenchmarkMessage measures an initiation from an address that is waited for first, while as many are waited for as may be.
+func BenchmarkMessage(b *testing.B) {
+	s := tracker.NewSchedule(0, true)
+	s.Looked(0, 0, tracker.Seen{})
+	const waiting = 4096
+	for n := range waiting {
+		s.Initiation(time.Duration(n), src(n))
+	}
+	n := waiting
+	for b.Loop() {
+		s.Initiation(time.Duration(n), src(n%waiting))
+		s.Next()
+		n++
 	}
 }
 

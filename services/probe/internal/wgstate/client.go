@@ -56,6 +56,7 @@ type Client struct {
 	mu      sync.Mutex
 	reading map[string]*reading // by device name
 	peers   map[int]int         // number of peers in the last reading, by ifindex
+	keyless map[int]bool        // devices of which it was told that a peer is left out, by ifindex
 	listed  []socket            // what Devices found last
 }
 
@@ -89,6 +90,7 @@ func New(log *slog.Logger, filter Filter) (*Client, error) {
 		close:   func() error { return errors.Join(kernel.close(), user.Close()) },
 		reading: make(map[string]*reading),
 		peers:   make(map[int]int),
+		keyless: make(map[int]bool),
 	}, nil
 }
 
@@ -135,6 +137,7 @@ func (c *Client) Devices() ([]Link, []error) {
 	for ifindex := range c.peers {
 		if !slices.ContainsFunc(links, func(l Link) bool { return l.Ifindex == ifindex }) {
 			delete(c.peers, ifindex)
+			delete(c.keyless, ifindex)
 		}
 	}
 	return links, errs
@@ -161,7 +164,22 @@ func (c *Client) Snapshot(ctx context.Context, link Link) (Device, error) {
 		return Device{}, fmt.Errorf("read device %s: %w", link.Name, err)
 	}
 	link.Up = now.Up
-	return convert(d, link, c.fingerprint), nil
+	out := convert(d, link, c.fingerprint)
+	if len(out.Peers) < len(d.Peers) {
+		c.tellKeyless(link)
+	}
+	return out, nil
+}
+
+// tellKeyless logs, once for a device, that a peer is left out.
+func (c *Client) tellKeyless(link Link) {
+	c.mu.Lock()
+	told := c.keyless[link.Ifindex]
+	c.keyless[link.Ifindex] = true
+	c.mu.Unlock()
+	if !told {
+		c.log.Warn("peer is not watched: its public key is all zeros, nobody can connect with it", "interface", link.Name)
+	}
 }
 
 // readWhole reads the device until fewer peers than before are believable.

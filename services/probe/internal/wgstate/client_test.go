@@ -1,6 +1,7 @@
 package wgstate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/wgherald/wgherald/pkg/events"
 )
 
 var wg1 = Link{Name: "wg1", Ifindex: 8, Up: true, Kind: Userspace}
@@ -39,13 +42,14 @@ func fake(device func(Kind, string) (*wgtypes.Device, error)) *Client {
 		},
 		reading: make(map[string]*reading),
 		peers:   make(map[int]int),
+		keyless: make(map[int]bool),
 	}
 }
 
 func withPeers(n int) *wgtypes.Device {
 	d := &wgtypes.Device{PrivateKey: filled(1)}
 	for i := range n {
-		d.Peers = append(d.Peers, wgtypes.Peer{PublicKey: filled(byte(i))})
+		d.Peers = append(d.Peers, wgtypes.Peer{PublicKey: filled(byte(i + 1))})
 	}
 	return d
 }
@@ -94,6 +98,38 @@ func TestSnapshotBelievesFewerPeersOnlyTwice(t *testing.T) {
 				t.Errorf("readings not asked for: %v", rest)
 			}
 		})
+	}
+}
+
+// TestSnapshotLeavesOutKeylessPeers: wireguard-go takes a peer with the all-zero public key. It is left out, and the log says so once for a device.
+func TestSnapshotLeavesOutKeylessPeers(t *testing.T) {
+	t.Parallel()
+	c := fake(func(Kind, string) (*wgtypes.Device, error) {
+		d := withPeers(2)
+		d.Peers = append([]wgtypes.Peer{{}}, d.Peers...)
+		return d, nil
+	})
+	var out bytes.Buffer
+	c.log = slog.New(slog.NewTextHandler(&out, nil))
+	for range 3 {
+		for _, link := range []Link{wg0, wg1} {
+			d, err := c.Snapshot(t.Context(), link)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var keys []events.Key
+			for _, p := range d.Peers {
+				keys = append(keys, p.PublicKey)
+			}
+			if diff := cmp.Diff([]events.Key{events.Key(filled(1)), events.Key(filled(2))}, keys); diff != "" {
+				t.Errorf("peers of %s (-want +got):\n%s", link.Name, diff)
+			}
+		}
+	}
+	for _, link := range []Link{wg0, wg1} {
+		if n := strings.Count(out.String(), "interface="+link.Name); n != 1 {
+			t.Errorf("%d lines about %s, want 1:\n%s", n, link.Name, out.String())
+		}
 	}
 }
 

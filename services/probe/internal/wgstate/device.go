@@ -53,6 +53,9 @@ type Peer struct {
 }
 
 // convert takes what may be known out of a reading; the keys stay behind.
+//
+// A peer with the all-zero public key, which can be configured, is left out: no event can name it, and it never has a session, because every shared
+// secret with that point is zero, and handshakes refuse that.
 func convert(d *wgtypes.Device, link Link, fingerprint func(wgtypes.Key) PSK) Device {
 	out := Device{
 		Name:         link.Name,
@@ -69,6 +72,9 @@ func convert(d *wgtypes.Device, link Link, fingerprint func(wgtypes.Key) PSK) De
 		out.PublicKey = events.Key{}
 	}
 	for i := range d.Peers {
+		if d.Peers[i].PublicKey == (wgtypes.Key{}) {
+			continue
+		}
 		out.Peers = append(out.Peers, convertPeer(&d.Peers[i], fingerprint))
 	}
 	return out
