@@ -141,6 +141,9 @@ func (s *Sender) send(ctx context.Context, now time.Time, id string, r render.Re
 		class, reason := classifyError(err, s.redact)
 		return Result{Class: class, Reason: reason}
 	}
+	// Present and empty, this header is not sent, and tells net/http that the request may be repeated on a new connection when the receiver closed the idle one
+	// just as it was used again. Receivers know a repetition by the id.
+	req.Header["Idempotency-Key"] = []string{}
 	req.Header.Set("User-Agent", s.userAgent)
 	for name, value := range r.Header {
 		req.Header.Set(name, value)

@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -231,6 +232,52 @@ func trust(s *Sender, srv *httptest.Server) {
 	roots := x509.NewCertPool()
 	roots.AddCert(srv.Certificate())
 	s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs = roots
+}
+
+// A receiver may close an idle connection just as it is used again. That is no failure of the receiver, and no attempt.
+func TestAConnectionClosedWhileIdleCostsNothing(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers := make(chan http.Header, 3)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			r := bufio.NewReader(conn)
+			for requests := 1; ; requests++ {
+				req, err := http.ReadRequest(r)
+				if err != nil {
+					break
+				}
+				_, _ = io.Copy(io.Discard, req.Body)
+				if n == 0 && requests == 2 {
+					break // as if the close had crossed the request on the way
+				}
+				headers <- req.Header
+				_, _ = io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n")
+			}
+			_ = conn.Close()
+		}
+	}()
+	s := sender(t, Target{URL: "http://" + l.Addr().String()})
+	for range 2 {
+		if res := s.Send(t.Context(), "id", render.Request{Body: []byte("{}")}); res.Class != OK {
+			t.Fatalf("%s: %s", res.Class, res.Reason)
+		}
+		if h := <-headers; h.Values("Idempotency-Key") != nil {
+			t.Errorf("header %v", h)
+		}
+	}
+	s.Close()
+	_ = l.Close()
+	<-done
 }
 
 func TestHTTP2IsSpoken(t *testing.T) {
