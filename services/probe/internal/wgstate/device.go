@@ -30,14 +30,13 @@ type Link struct {
 
 // Device is one reading of a WireGuard device.
 type Device struct {
-	Name         string
-	Ifindex      int
-	Up           bool // IFF_UP, of the TUN for a userspace device; not whether anybody is connected
-	Kind         Kind
-	PublicKey    events.Key // zero while the device has no private key
-	ListenPort   int        // UDP
-	FirewallMark int
-	Peers        []Peer // in no particular order
+	Name       string
+	Ifindex    int
+	Up         bool // IFF_UP, of the TUN for a userspace device; not whether anybody is connected
+	Kind       Kind
+	PublicKey  events.Key // zero while the device has no private key
+	ListenPort int        // UDP
+	Peers      []Peer     // in no particular order
 }
 
 // Peer is one configured peer in a reading of its device.
@@ -58,14 +57,13 @@ type Peer struct {
 // secret with that point is zero, and handshakes refuse that.
 func convert(d *wgtypes.Device, link Link, fingerprint func(wgtypes.Key) PSK) Device {
 	out := Device{
-		Name:         link.Name,
-		Ifindex:      link.Ifindex,
-		Up:           link.Up,
-		Kind:         link.Kind,
-		PublicKey:    events.Key(d.PublicKey),
-		ListenPort:   d.ListenPort,
-		FirewallMark: d.FirewallMark,
-		Peers:        make([]Peer, 0, len(d.Peers)),
+		Name:       link.Name,
+		Ifindex:    link.Ifindex,
+		Up:         link.Up,
+		Kind:       link.Kind,
+		PublicKey:  events.Key(d.PublicKey),
+		ListenPort: d.ListenPort,
+		Peers:      make([]Peer, 0, len(d.Peers)),
 	}
 	if d.PrivateKey == (wgtypes.Key{}) {
 		// wgctrl computes a userspace device's public key itself, and computes one of no private key too.

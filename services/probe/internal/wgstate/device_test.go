@@ -46,8 +46,8 @@ func TestConvertDevice(t *testing.T) {
 	}{
 		{
 			name: "kernel device",
-			in:   wgtypes.Device{Name: "wg0", PrivateKey: filled(1), PublicKey: filled(2), ListenPort: 51820, FirewallMark: 9},
-			want: Device{PublicKey: events.Key(filled(2)), ListenPort: 51820, FirewallMark: 9},
+			in:   wgtypes.Device{Name: "wg0", PrivateKey: filled(1), PublicKey: filled(2), ListenPort: 51820},
+			want: Device{PublicKey: events.Key(filled(2)), ListenPort: 51820},
 		},
 		{
 			name: "device without a private key has no public key either",
