@@ -117,6 +117,7 @@ func TestSchemaRefuses(t *testing.T) {
 	for _, tt := range []struct{ name, old, new string }{
 		{"another version", `"specversion":"1.0"`, `"specversion":"2.0"`},
 		{"a reason outside the list", `"reason":"expired"`, `"reason":"bored"`},
+		{"a cause outside the list", `"reason":"expired"`, `"reason":"expired","cause":"moon"`},
 		{"a short key", `"publicKey":"KwfW`, `"publicKey":"`},
 		{"a time that is none", `"detectedAt":"2026`, `"detectedAt":"MMXXVI`},
 		{"no session", `"session":`, `"meeting":`},

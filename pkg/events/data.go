@@ -149,18 +149,34 @@ func (d *Connected) validate() error {
 	return errors.Join(d.Peer.validate(), d.Session.validate())
 }
 
+// Cause names what ended many sessions at once, so that a thousand disconnections are one story. An interface that went down is no Cause but a Reason.
+type Cause string
+
+// The causes of disconnections beyond the peer itself.
+const (
+	CauseInterfaceChanged Cause = "interface_changed" // the interface got another key or port after the peer's last handshake: see InterfaceChanged
+	CauseHostSuspended    Cause = "host_suspended"    // the host of the probe slept while the session ran out
+)
+
 // Disconnected is the data of PeerDisconnected. Session holds the totals.
 type Disconnected struct {
 	Common
 	Peer    Peer    `json:"peer"`
 	Session Session `json:"session"`
 	Reason  Reason  `json:"reason"`
+	Cause   Cause   `json:"cause,omitempty"` // missing where the peer itself went
 }
 
 func (*Disconnected) eventType() Type { return PeerDisconnected }
 func (d *Disconnected) about() Key    { return d.Peer.PublicKey }
 func (d *Disconnected) validate() error {
-	return errors.Join(d.Peer.validate(), d.Session.validate(), d.Reason.validate())
+	err := errors.Join(d.Peer.validate(), d.Session.validate(), d.Reason.validate())
+	switch d.Cause {
+	case "", CauseInterfaceChanged, CauseHostSuspended:
+	default:
+		err = errors.Join(err, fmt.Errorf("cause is %.40q, want interface_changed, host_suspended or none", d.Cause))
+	}
+	return err
 }
 
 // Roamed is the data of PeerRoamed. From and To have the form of Peer.Endpoint; both are missing where the probe publishes no endpoints.

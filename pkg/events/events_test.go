@@ -79,6 +79,7 @@ func TestDecodeIsStrictAboutWhatItNeeds(t *testing.T) {
 		{"changed without change", PeerChanged, func(_, d m) { d["changes"] = m{} }, "names no change"},
 		{"stalled without attempts", PeerStalled, func(_, d m) { d["attempts"] = 0 }, "attempts"},
 		{"rejected without count", PeerRejected, func(_, d m) { delete(d, "count") }, "count"},
+		{"cause outside the list", PeerDisconnected, func(_, d m) { d["cause"] = "moon" }, "cause is"},
 		{"interface down without reason", InterfaceDown, func(_, d m) { delete(d, "reason") }, "reason is"},
 		{"interface changed without change", InterfaceChanged, func(_, d m) { delete(d, "changes") }, "names no change"},
 		{"port out of range", InterfaceUp, func(_, d m) { d["device"].(m)["listenPort"] = 65536 }, "listenPort"},
