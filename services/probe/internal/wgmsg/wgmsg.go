@@ -1,7 +1,7 @@
-// Package wgmsg reads the WireGuard wire format as far as an onlooker can: what kind of message a UDP payload is, the fields sent in clear, and
-// whether mac1 shows that a handshake message is meant for a given public key.
+// Package wgmsg reads the WireGuard wire format: what kind of message a UDP payload is, the fields sent in clear, whether mac1 shows that a
+// handshake message is meant for a given public key, and, with a device's private key, who sent it an initiation and when.
 //
-// It is not an implementation of the protocol: it decrypts nothing, keeps no session and answers nobody. It takes bytes and returns values, does
+// It is not an implementation of the protocol: it opens no data, keeps no session and answers nobody. It takes bytes and returns values, does
 // no I/O and reads no clock, so that whatever arrives from the network can be fuzzed through it.
 //
 // The format is that of the WireGuard whitepaper, section 5.4, and of drivers/net/wireguard/messages.h in the Linux kernel. Integers are

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -44,28 +45,34 @@ func (r recorder) next(t *testing.T) []byte {
 
 // side is one of two userspace WireGuard devices that are connected by channels.
 type side struct {
-	public [32]byte
-	ip     netip.Addr
-	tun    *tuntest.ChannelTUN
-	dev    *device.Device
+	private, public [32]byte
+	ip              netip.Addr
+	tun             *tuntest.ChannelTUN
+	dev             *device.Device
 	recorder
 }
 
+// fixedKey returns a private key, for which any 32 bytes will do; fixed ones make a failure repeatable.
+func fixedKey(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
+
+// publicKey returns the public key of a private key.
+func publicKey(private [32]byte) [32]byte {
+	pub, err := curve25519.X25519(private[:], curve25519.Basepoint)
+	if err != nil {
+		panic(err)
+	}
+	return [32]byte(pub)
+}
+
 // pair starts two devices that know each other.
-func pair(t *testing.T) [2]*side {
+func pair(t testing.TB) [2]*side {
 	t.Helper()
 	binds := bindtest.NewChannelBinds()
 	var sides [2]*side
-	var private [2]device.NoisePrivateKey
 	for i := range sides {
-		// Any 32 bytes are a private key; fixed ones make a failure repeatable.
-		private[i] = device.NoisePrivateKey(bytes.Repeat([]byte{byte(i + 1)}, 32))
-		pub, err := curve25519.X25519(private[i][:], curve25519.Basepoint)
-		if err != nil {
-			t.Fatal(err)
-		}
+		private := fixedKey(byte(i + 1))
 		sides[i] = &side{
-			public: [32]byte(pub), ip: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}),
+			private: private, public: publicKey(private), ip: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}),
 			tun: tuntest.NewChannelTUN(), recorder: recorder{binds[i], make(chan []byte, 64)},
 		}
 	}
@@ -74,7 +81,7 @@ func pair(t *testing.T) [2]*side {
 		s.dev = device.NewDevice(s.tun.TUN(), s.recorder, device.NewLogger(device.LogLevelSilent, ""))
 		t.Cleanup(s.dev.Close)
 		if err := s.dev.IpcSet(fmt.Sprintf("private_key=%x\npublic_key=%s\nallowed_ip=%v/32\nendpoint=127.0.0.1:%d\n",
-			private[i][:], hex.EncodeToString(peer.public[:]), peer.ip, i+1)); err != nil {
+			s.private[:], hex.EncodeToString(peer.public[:]), peer.ip, i+1)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,7 +140,7 @@ func TestRealSession(t *testing.T) {
 		}
 	}
 
-	toA, toB := NewMAC1Key(a.public), NewMAC1Key(b.public)
+	toA, toB := newResponder(t, a.private), newResponder(t, b.private)
 	for _, m := range []struct {
 		name     string
 		msg      []byte
@@ -146,10 +153,10 @@ func TestRealSession(t *testing.T) {
 		{"response", response, true, false, ResponseMAC1Offset + MACSize, ResponseMAC1Offset - 1},
 		{"data", data[0], false, false, 0, 0},
 	} {
-		if got := toA.Verify(m.msg); got != m.forA {
+		if got := toA.Addressed(m.msg); got != m.forA {
 			t.Errorf("%s: meant for the initiator = %v, want %v", m.name, got, m.forA)
 		}
-		if got := toB.Verify(m.msg); got != m.forB {
+		if got := toB.Addressed(m.msg); got != m.forB {
 			t.Errorf("%s: meant for the responder = %v, want %v", m.name, got, m.forB)
 		}
 		if m.endsAt == 0 {
@@ -158,50 +165,79 @@ func TestRealSession(t *testing.T) {
 		for _, at := range []int{4, m.coversAt, m.endsAt - 1} {
 			broken := bytes.Clone(m.msg)
 			broken[at] ^= 1
-			if toA.Verify(broken) || toB.Verify(broken) {
+			if toA.Addressed(broken) || toB.Addressed(broken) {
 				t.Errorf("%s: verified in spite of a wrong bit in byte %d", m.name, at)
 			}
 		}
 		mac2 := bytes.Clone(m.msg)
 		mac2[m.endsAt] ^= 1
-		if toA.Verify(mac2) != m.forA || toB.Verify(mac2) != m.forB {
+		if toA.Addressed(mac2) != m.forA || toB.Addressed(mac2) != m.forB {
 			t.Errorf("%s: mac2 counts for mac1", m.name)
 		}
 	}
 }
 
-// TestRealInitiations checks mac1 as wireguard-go computes it over many initiations, from several goroutines at once.
+// initiation makes one as wireguard-go does, without sending it.
+func (s *side) initiation(t testing.TB, to *side) []byte {
+	t.Helper()
+	made, err := s.dev.CreateMessageInitiation(s.dev.LookupPeer(to.public))
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := binary.Append(nil, binary.LittleEndian, made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return withMACs(to.public, msg)
+}
+
+// withMACs returns msg with the mac1 that wireguard-go makes for the holder of public key pub.
+func withMACs(pub [32]byte, msg []byte) []byte {
+	var macs device.CookieGenerator
+	macs.Init(pub)
+	macs.AddMacs(msg)
+	return msg
+}
+
+// TestRealInitiations opens many that wireguard-go makes, in several goroutines at once, while others are configured and removed.
 func TestRealInitiations(t *testing.T) {
 	t.Parallel()
 	sides := pair(t)
 	a, b := sides[0], sides[1]
-	peer := a.dev.LookupPeer(b.public)
-	var macs device.CookieGenerator
-	macs.Init(b.public)
-
-	toA, toB := NewMAC1Key(a.public), NewMAC1Key(b.public)
+	toA, toB := newResponder(t, a.private), newResponder(t, b.private)
 	var wg sync.WaitGroup
-	for range 100 {
-		made, err := a.dev.CreateMessageInitiation(peer)
-		if err != nil {
-			t.Fatal(err)
+	var last Timestamp
+	for n := range 100 {
+		before := time.Now().Add(-1 << 24) // rounded down
+		msg := a.initiation(t, b)
+		after := time.Now()
+		if n%2 == 0 {
+			toB.Keep(slices.Values([][32]byte{a.public, {byte(n)}}))
+		} else {
+			toB.Keep(slices.Values([][32]byte{{byte(n)}}))
 		}
-		msg, err := binary.Append(nil, binary.LittleEndian, made)
-		if err != nil {
-			t.Fatal(err)
-		}
-		macs.AddMacs(msg)
 		wg.Go(func() {
-			if !toB.Verify(msg) {
-				t.Errorf("an initiation was not verified: %x", msg)
+			if toA.Addressed(msg) || !toB.Addressed(msg) {
+				t.Errorf("an initiation is not known as addressed to its responder alone: %x", msg)
 			}
-			if toA.Verify(msg) {
-				t.Errorf("an initiation was verified for its own sender: %x", msg)
+			if _, ok := toA.Open(msg); ok {
+				t.Errorf("an initiation was opened by its own sender: %x", msg)
 			}
-			if got, ok := Sender(msg); !ok || got != made.Sender {
-				t.Errorf("sender %#x, %v, want %#x", got, ok, made.Sender)
+			claim, ok := toB.Open(msg)
+			if !ok || claim.Static != a.public {
+				t.Errorf("Open = %x, %v, want %x", claim.Static, ok, a.public)
+			}
+			at, ok := toB.Prove(&claim)
+			if wall := at.Time(); !ok || wall.Before(before) || wall.After(after) {
+				t.Errorf("Prove = %v, %v, want from %v to %v", wall, ok, before, after)
 			}
 		})
+		claim, _ := toB.Open(msg)
+		at, _ := toB.Prove(&claim)
+		if at.Compare(last) < 0 {
+			t.Errorf("timestamp %x after %x", at, last)
+		}
+		last = at
 	}
 	wg.Wait()
 }
