@@ -41,7 +41,7 @@ var initialChain = blake2s.Sum256([]byte(construction))
 // It takes an initiation in two steps of one X25519 each, which is nearly all that they cost: [Responder.Open] tells whose static key the sender
 // claims, [Responder.Prove] whether the sender holds it. It is safe for concurrent use.
 type Responder struct {
-	// Secrets are in functions, into which no printing looks: fmt follows pointers and passes over methods, at %p for one.
+	// Secrets are in functions, into which no printing looks: where a verb does not fit a field, fmt passes over Format and follows pointers.
 	key  func() *ecdh.PrivateKey
 	mac1 *MAC1Key
 	hash [keySize]byte // of identifier and public key: where every initiation starts
@@ -156,7 +156,7 @@ func (r *Responder) Keep(peers iter.Seq[[32]byte]) {
 	for public := range peers {
 		k, ok := r.kept[public]
 		if !ok {
-			k = &kept{secret: sync.OnceValue(func() []byte { return r.exchange(public[:]) })}
+			k = r.keep(public)
 			r.kept[public] = k
 		}
 		if k.round != r.round {
@@ -167,6 +167,11 @@ func (r *Responder) Keep(peers iter.Seq[[32]byte]) {
 	if named < len(r.kept) {
 		maps.DeleteFunc(r.kept, func(_ [32]byte, k *kept) bool { return k.round != r.round })
 	}
+}
+
+// keep is apart from Keep, which would otherwise allocate for peers that it knows already.
+func (r *Responder) keep(public [32]byte) *kept {
+	return &kept{secret: sync.OnceValue(func() []byte { return r.exchange(public[:]) })}
 }
 
 // Keeps reports whether the last call of [Responder.Keep] named that public key.

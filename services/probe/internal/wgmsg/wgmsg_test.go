@@ -211,13 +211,3 @@ func BenchmarkClassify(b *testing.B) {
 		Classify(msg, MinDataSize)
 	}
 }
-
-// BenchmarkVerifyJunk is the price of throwing away a datagram that only looks like an initiation.
-func BenchmarkVerifyJunk(b *testing.B) {
-	key := NewMAC1Key([32]byte{1})
-	msg := message(typeInitiation, InitiationSize)
-	b.ReportAllocs()
-	for b.Loop() {
-		key.Verify(msg)
-	}
-}

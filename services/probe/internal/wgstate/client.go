@@ -1,7 +1,8 @@
 // Package wgstate reads WireGuard devices, in the kernel and in userspace, and tells when the set of them may have changed.
 //
-// It is the only package that talks to wgctrl and rtnetlink, and the only one that ever sees a private or preshared key. They stop here:
-// what it returns are plain values made of public facts, and of a preshared key only whether there is one and whether it is still the same.
+// It is the only package that talks to wgctrl and rtnetlink, and the only one that ever sees a private or preshared key. The keys themselves stop
+// here. What it returns are plain values made of public facts; of a preshared key, whether there is one and whether it is still the same; and of a
+// private key a [wgmsg.Responder], which opens handshakes with it and gives it to nobody.
 //
 // It keeps no history, compares nothing and knows no peer's state; that is the tracker's. It also never asks wgctrl for all devices at once,
 // because there one stale socket fails the whole call: interfaces are enumerated by rtnetlink and the directory of sockets, and each device is
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,6 +29,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 const (
@@ -50,14 +54,21 @@ type Client struct {
 	// device reads the device called name, and may block for ever on a userspace one.
 	device func(kind Kind, name string) (*wgtypes.Device, error)
 	links  func() ([]rtLink, []error)
-	link   func(ifindex int) (rtLink, error)
+	link   func(ifindex int) (Link, error)
 	close  func() error
 
 	mu      sync.Mutex
 	reading map[string]*reading // by device name
-	peers   map[int]int         // number of peers in the last reading, by ifindex
-	keyless map[int]bool        // devices of which it was told that a peer is left out, by ifindex
+	known   map[int]*known      // by ifindex
 	listed  []socket            // what Devices found last
+}
+
+// known is what is kept of a device between two readings, until Devices misses it. Client.mu guards it.
+type known struct {
+	read      bool // before
+	peers     int  // number of them in the last reading
+	keyless   bool // it was told that a peer is left out
+	responder *wgmsg.Responder
 }
 
 // reading is one call of Client.device under way.
@@ -73,6 +84,11 @@ func New(log *slog.Logger, filter Filter) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink for WireGuard: %w", err)
 	}
+	links, err := openLinkSocket()
+	if err != nil {
+		_ = user.Close()
+		return nil, fmt.Errorf("open a socket to ask about interfaces: %w", err)
+	}
 	kernel := &kernelReader{}
 	return &Client{
 		log:         log,
@@ -86,11 +102,10 @@ func New(log *slog.Logger, filter Filter) (*Client, error) {
 			return user.Device(name)
 		},
 		links:   listLinks,
-		link:    getLink,
-		close:   func() error { return errors.Join(kernel.close(), user.Close()) },
+		link:    links.get,
+		close:   func() error { return errors.Join(kernel.close(), user.Close(), links.f.Close()) },
 		reading: make(map[string]*reading),
-		peers:   make(map[int]int),
-		keyless: make(map[int]bool),
+		known:   make(map[int]*known),
 	}, nil
 }
 
@@ -134,13 +149,20 @@ func (c *Client) Devices() ([]Link, []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.listed = sockets
-	for ifindex := range c.peers {
-		if !slices.ContainsFunc(links, func(l Link) bool { return l.Ifindex == ifindex }) {
-			delete(c.peers, ifindex)
-			delete(c.keyless, ifindex)
-		}
-	}
+	maps.DeleteFunc(c.known, func(ifindex int, _ *known) bool {
+		return !slices.ContainsFunc(links, func(l Link) bool { return l.Ifindex == ifindex })
+	})
 	return links, errs
+}
+
+// of returns what is kept of link's device. It is called with c.mu held.
+func (c *Client) of(link Link) *known {
+	k, ok := c.known[link.Ifindex]
+	if !ok {
+		k = new(known)
+		c.known[link.Ifindex] = k
+	}
+	return k
 }
 
 // Snapshot reads the device behind link, with its name and its up flag as they are after that. The error is
@@ -168,14 +190,45 @@ func (c *Client) Snapshot(ctx context.Context, link Link) (Device, error) {
 	if len(out.Peers) < len(d.Peers) {
 		c.tellKeyless(link)
 	}
+	if out.Responder, err = c.responder(link, d.PrivateKey); err != nil {
+		return Device{}, fmt.Errorf("read device %s: %v", link.Name, err)
+	}
+	if out.Responder != nil {
+		out.Responder.Keep(func(yield func([32]byte) bool) {
+			for i := range out.Peers {
+				if !yield(out.Peers[i].PublicKey) {
+					return
+				}
+			}
+		})
+	}
 	return out, nil
+}
+
+// responder returns the Responder of link's device, the same one as long as its private key is; nil when it has none.
+func (c *Client) responder(link Link, private wgtypes.Key) (*wgmsg.Responder, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.of(link)
+	switch {
+	case private == wgtypes.Key{}:
+		k.responder = nil
+	case k.responder == nil || !k.responder.HasKey(private):
+		r, err := wgmsg.NewResponder(private)
+		if err != nil {
+			return nil, err
+		}
+		k.responder = r
+	}
+	return k.responder, nil
 }
 
 // tellKeyless logs, once for a device, that a peer is left out.
 func (c *Client) tellKeyless(link Link) {
 	c.mu.Lock()
-	told := c.keyless[link.Ifindex]
-	c.keyless[link.Ifindex] = true
+	k := c.of(link)
+	told := k.keyless
+	k.keyless = true
 	c.mu.Unlock()
 	if !told {
 		c.log.Warn("peer is not watched: its public key is all zeros, nobody can connect with it", "interface", link.Name)
@@ -190,12 +243,12 @@ func (c *Client) tellKeyless(link Link) {
 // show more.
 func (c *Client) readWhole(ctx context.Context, link Link) (*wgtypes.Device, error) {
 	c.mu.Lock()
-	before, known := c.peers[link.Ifindex]
+	last := *c.of(link)
 	c.mu.Unlock()
 
 	d, err := c.read(ctx, link)
-	for n := 1; err == nil && n < maxReads && (!known || len(d.Peers) < before); n++ {
-		known, before = true, len(d.Peers)
+	for n := 1; err == nil && n < maxReads && (!last.read || len(d.Peers) < last.peers); n++ {
+		last.read, last.peers = true, len(d.Peers)
 		d, err = c.read(ctx, link)
 	}
 	if err != nil {
@@ -203,7 +256,8 @@ func (c *Client) readWhole(ctx context.Context, link Link) (*wgtypes.Device, err
 	}
 
 	c.mu.Lock()
-	c.peers[link.Ifindex] = len(d.Peers)
+	k := c.of(link)
+	k.read, k.peers = true, len(d.Peers)
 	c.mu.Unlock()
 	return d, nil
 }

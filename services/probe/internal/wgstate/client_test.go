@@ -20,6 +20,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 var wg1 = Link{Name: "wg1", Ifindex: 8, Up: true, Kind: Userspace}
@@ -32,17 +33,16 @@ func fake(device func(Kind, string) (*wgtypes.Device, error)) *Client {
 		fingerprint: noKeys,
 		device:      device,
 		links:       func() ([]rtLink, []error) { return nil, nil },
-		link: func(ifindex int) (rtLink, error) {
+		link: func(ifindex int) (Link, error) {
 			for _, l := range []Link{wg0, wg1} {
 				if l.Ifindex == ifindex {
-					return rtLink{Link: l}, nil
+					return l, nil
 				}
 			}
-			return rtLink{}, os.ErrNotExist
+			return Link{}, os.ErrNotExist
 		},
 		reading: make(map[string]*reading),
-		peers:   make(map[int]int),
-		keyless: make(map[int]bool),
+		known:   make(map[int]*known),
 	}
 }
 
@@ -129,6 +129,70 @@ func TestSnapshotLeavesOutKeylessPeers(t *testing.T) {
 	for _, link := range []Link{wg0, wg1} {
 		if n := strings.Count(out.String(), "interface="+link.Name); n != 1 {
 			t.Errorf("%d lines about %s, want 1:\n%s", n, link.Name, out.String())
+		}
+	}
+}
+
+// TestSnapshotHandsOutOneResponder: it stays the same object, and keeps what it has computed, as long as the device's private key does.
+func TestSnapshotHandsOutOneResponder(t *testing.T) {
+	t.Parallel()
+	present := []rtLink{{Link: wg0, kind: kindWireGuard}}
+	var d wgtypes.Device
+	c := fake(func(Kind, string) (*wgtypes.Device, error) { return &d, nil })
+	c.links = func() ([]rtLink, []error) { return present, nil }
+	one, two := filled(1), filled(2)
+	var last *wgmsg.Responder
+	for _, s := range []struct {
+		name    string
+		private wgtypes.Key
+		peers   []byte // first bytes of their keys
+		gone    bool   // Devices misses the interface before
+		same    bool   // as before
+	}{
+		{name: "no private key", peers: []byte{3}, same: true},
+		{name: "private key set", private: one, peers: []byte{3}},
+		{name: "nothing changed", private: one, peers: []byte{3}, same: true},
+		{name: "peers changed", private: one, peers: []byte{4, 5}, same: true},
+		{name: "private key replaced", private: two, peers: []byte{4, 5}},
+		{name: "interface gone and back", private: two, peers: []byte{4, 5}, gone: true},
+		{name: "private key and peers removed"},
+		{name: "private key set again", private: two},
+	} {
+		if s.gone {
+			was := present
+			present = nil
+			c.Devices()
+			if len(c.known) > 0 {
+				t.Errorf("%s: what was known of it stays: %v", s.name, c.known)
+			}
+			present = was
+		}
+		c.Devices()
+		d = wgtypes.Device{PrivateKey: s.private}
+		for _, b := range s.peers {
+			d.Peers = append(d.Peers, wgtypes.Peer{PublicKey: filled(b)})
+		}
+		got, err := c.Snapshot(t.Context(), wg0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same := got.Responder == last; same != s.same {
+			t.Errorf("%s: the same as before: %v", s.name, same)
+		}
+		last = got.Responder
+		if s.private == (wgtypes.Key{}) {
+			if last != nil {
+				t.Errorf("%s: there is a Responder", s.name)
+			}
+			continue
+		}
+		if last.PublicKey() != s.private.PublicKey() {
+			t.Errorf("%s: public key %x", s.name, last.PublicKey())
+		}
+		for _, b := range []byte{3, 4, 5} {
+			if got, want := last.Keeps(filled(b)), bytes.IndexByte(s.peers, b) >= 0; got != want {
+				t.Errorf("%s: keeps peer %d: %v", s.name, b, got)
+			}
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // Kind says which implementation runs a device.
@@ -37,6 +38,10 @@ type Device struct {
 	PublicKey  events.Key // zero while the device has no private key
 	ListenPort int        // UDP
 	Peers      []Peer     // in no particular order
+
+	// Responder opens handshakes to the device, and keeps Peers. It is the same object as long as the device has the same private key, nil while it
+	// has none.
+	Responder *wgmsg.Responder
 }
 
 // Peer is one configured peer in a reading of its device.

@@ -176,22 +176,32 @@ func TestPresharedKeyIsToldApartAndNotRepeatedAcrossProcesses(t *testing.T) {
 func TestNoSecretIsPrinted(t *testing.T) {
 	t.Parallel()
 	private, preshared := filled(0xA7), filled(0xB9)
-	fingerprint := newFingerprint()
-	d := convert(&wgtypes.Device{
-		PrivateKey: private, PublicKey: private.PublicKey(),
-		Peers: []wgtypes.Peer{{PublicKey: filled(3), PresharedKey: preshared}, {PublicKey: filled(4)}},
-	}, wg0, fingerprint)
+	c := fake(func(Kind, string) (*wgtypes.Device, error) {
+		return &wgtypes.Device{
+			PrivateKey: private, PublicKey: private.PublicKey(),
+			Peers: []wgtypes.Peer{{PublicKey: filled(3), PresharedKey: preshared}, {PublicKey: filled(4)}},
+		}, nil
+	})
+	c.fingerprint = newFingerprint()
+	d, err := c.Snapshot(t.Context(), wg0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Responder == nil {
+		t.Fatal("no Responder")
+	}
 
 	var out bytes.Buffer
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%X", "%q", "%d"} {
 		fmt.Fprintf(&out, format+"\n", d)
 		fmt.Fprintf(&out, format+"\n", d.Peers[0].PresharedKey)
+		fmt.Fprintf(&out, format+"\n", d.Responder)
 	}
 	if err := json.NewEncoder(&out).Encode(d); err != nil {
 		t.Fatal(err)
 	}
 	for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
-		slog.New(h).Info("reading", "device", d, "psk", d.Peers[0].PresharedKey)
+		slog.New(h).Info("reading", "device", d, "psk", d.Peers[0].PresharedKey, "responder", d.Responder)
 	}
 
 	text := out.String()

@@ -154,6 +154,10 @@ func TestUserspaceDevice(t *testing.T) {
 		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	}
+	if got.Responder == nil || got.Responder.PublicKey() != private.PublicKey() || !got.Responder.Keeps(peer) {
+		t.Error("its Responder has not the device's key and peer")
+	}
+	want.Responder, got.Responder = nil, nil
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("device (-want +got):\n%s", diff)
 	}
@@ -171,6 +175,57 @@ func TestUserspaceDevice(t *testing.T) {
 	d.Close()
 	if _, err := c.Snapshot(t.Context(), link); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("device gone: %v", err)
+	}
+}
+
+// TestLinkSocket follows an interface through its life by its index.
+func TestLinkSocket(t *testing.T) {
+	requireDevices(t)
+	s, err := openLinkSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := startDevice(t, "wg0", "")
+	ifi, err := net.InterfaceByName("wg0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := rtnetlink.Dial(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const longest = "wg-0123456789ab" // 15 bytes
+	for _, step := range []struct {
+		name string
+		do   func() error
+		want Link
+	}{
+		{"down", func() error { return nil }, Link{Name: "wg0", Ifindex: ifi.Index}},
+		{"renamed", func() error {
+			return c.Link.Set(&rtnetlink.LinkMessage{Index: uint32(ifi.Index), Attributes: &rtnetlink.LinkAttributes{Name: longest}})
+		}, Link{Name: longest, Ifindex: ifi.Index}},
+		{"up", func() error { setUp(t, longest, true); return nil }, Link{Name: longest, Ifindex: ifi.Index, Up: true}},
+		{"down again", func() error { setUp(t, longest, false); return nil }, Link{Name: longest, Ifindex: ifi.Index}},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		got, err := s.get(ifi.Index)
+		if err != nil {
+			t.Errorf("%s: %v", step.name, err)
+		}
+		if diff := cmp.Diff(step.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		}
+	}
+	d.Close()
+	if _, err := s.get(ifi.Index); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("interface gone: %v", err)
+	}
+	s.f.Close()
+	if got, err := s.get(ifi.Index); err == nil {
+		t.Errorf("socket closed: %v", got)
 	}
 }
 

@@ -25,7 +25,7 @@ type rtLink struct {
 // listLinks returns the interfaces of this network namespace that may be WireGuard. An interface that cannot be decoded is one error and
 // does not hide the others.
 func listLinks() ([]rtLink, []error) {
-	msgs, err := getLinks(rtnetlink.LinkMessage{}, netlink.Dump)
+	msgs, err := getLinks()
 	if err != nil {
 		return nil, []error{fmt.Errorf("list interfaces: %w", err)}
 	}
@@ -43,23 +43,9 @@ func listLinks() ([]rtLink, []error) {
 	return links, errs
 }
 
-// getLink returns the interface with the given index, or an error that is os.ErrNotExist.
-func getLink(ifindex int) (rtLink, error) {
-	msgs, err := getLinks(rtnetlink.LinkMessage{Index: uint32(ifindex)}, 0)
-	switch {
-	case errors.Is(err, unix.ENODEV):
-		return rtLink{}, os.ErrNotExist
-	case err != nil:
-		return rtLink{}, fmt.Errorf("get interface %d: %w", ifindex, err)
-	case len(msgs) != 1:
-		return rtLink{}, fmt.Errorf("get interface %d: the kernel answered with %d messages", ifindex, len(msgs))
-	}
-	return decodeLink(msgs[0])
-}
-
 // getLinks asks over a socket of its own: after an answer that went wrong half way, the rest of it would be taken for the next one.
-func getLinks(req rtnetlink.LinkMessage, flags netlink.HeaderFlags) ([]netlink.Message, error) {
-	body, err := req.MarshalBinary()
+func getLinks() ([]netlink.Message, error) {
+	body, err := (&rtnetlink.LinkMessage{}).MarshalBinary()
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +55,7 @@ func getLinks(req rtnetlink.LinkMessage, flags netlink.HeaderFlags) ([]netlink.M
 	}
 	defer conn.Close()
 	return conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | flags},
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
 		Data:   body,
 	})
 }
@@ -87,4 +73,47 @@ func decodeLink(m netlink.Message) (rtLink, error) {
 		}
 	}
 	return l, nil
+}
+
+// linkSocket asks about single interfaces of the network namespace in which it was opened, by ioctl (netdevice(7)): every reading of a device asks,
+// and rtnetlink, with a socket of its own for each question, costs many times as much.
+type linkSocket struct{ f *os.File }
+
+func openLinkSocket() (linkSocket, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return linkSocket{}, os.NewSyscallError("socket", err)
+	}
+	return linkSocket{os.NewFile(uintptr(fd), "netdevice")}, nil
+}
+
+// get returns the interface with the given index, without its Kind, or an error that is os.ErrNotExist.
+func (s linkSocket) get(ifindex int) (Link, error) {
+	raw, err := s.f.SyscallConn()
+	if err != nil {
+		return Link{}, err
+	}
+	req, err := unix.NewIfreq("")
+	if err != nil {
+		return Link{}, err
+	}
+	req.SetUint32(uint32(ifindex))
+	var asked error
+	err = raw.Control(func(fd uintptr) {
+		// The first ioctl sets the name that the second asks for. A name that another interface takes between them brings its flags, once: Watch tells.
+		for _, what := range []uint{unix.SIOCGIFNAME, unix.SIOCGIFFLAGS} {
+			if asked = unix.IoctlIfreq(int(fd), what, req); asked != nil {
+				return
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return Link{}, err
+	case errors.Is(asked, unix.ENODEV):
+		return Link{}, os.ErrNotExist
+	case asked != nil:
+		return Link{}, fmt.Errorf("get interface %d: %w", ifindex, asked)
+	}
+	return Link{Name: req.Name(), Ifindex: ifindex, Up: req.Uint16()&unix.IFF_UP != 0}, nil
 }
