@@ -6,7 +6,7 @@
 // socket that is bound to a protocol sees an inbound packet once, behind the bridge or bond that it came through, and no outbound one. A
 // socket for all protocols would see both sides of a bridge.
 //
-// It is not libpcap: no cgo, no promiscuous mode, no buffering that would hold a packet back. It does not know which interfaces or ports WireGuard
+// It is not libpcap: no cgo, no promiscuous mode, no buffering that would hold a lone packet back; see pacer for what happens to many. It does not know which interfaces or ports WireGuard
 // uses and does not need to, for mac1 tells (package wgmsg). It needs CAP_NET_RAW.
 //
 // It may miss packets: some are dropped under load, which [Listener.Stats] counts, and a message that receive offload (UDP GRO) has joined with
@@ -23,10 +23,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
-	"github.com/mdlayher/socket"
 	"golang.org/x/net/bpf"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
@@ -65,9 +64,11 @@ const readBuffer = 4 << 20
 // Listener hears messages on all interfaces of the network namespace it was opened in, those that appear later too.
 type Listener struct {
 	readers   [2]*reader
+	poll      *poller
 	malformed atomic.Uint64
+	lost      chan struct{}
 
-	mu                sync.Mutex
+	mu                sync.Mutex // guards the sockets against Close, too
 	received, dropped uint64
 }
 
@@ -81,9 +82,13 @@ func Open() (*Listener, error) {
 	}
 	v6, err := open(unix.ETH_P_IPV6, filter6(), decode6)
 	if err != nil {
-		return nil, errors.Join(err, v4.conn.Close())
+		return nil, errors.Join(err, unix.Close(v4.fd))
 	}
-	return &Listener{readers: [2]*reader{v4, v6}}, nil
+	l := &Listener{readers: [2]*reader{v4, v6}, lost: make(chan struct{}, 1)}
+	if l.poll, err = newPoller(l.receive, v4.fd, v6.fd); err != nil {
+		return nil, errors.Join(fmt.Errorf("poll packet sockets: %v", err), unix.Close(v4.fd), unix.Close(v6.fd))
+	}
+	return l, nil
 }
 
 // open returns a reader of the packets of one link-layer protocol that pass the filter.
@@ -94,24 +99,32 @@ func open(protocol uint16, filter []bpf.Instruction, decode decodeFunc) (*reader
 	}
 
 	// A socket with protocol 0 receives nothing. Bind gives it its protocol, and by then the filter is in place.
-	conn, err := socket.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0, "wgherald-capture", nil)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if errors.Is(err, os.ErrPermission) {
 		return nil, fmt.Errorf("open a packet socket: CAP_NET_RAW is missing: %w", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open a packet socket: %v", err)
 	}
-	if err := errors.Join(conn.SetBPF(program), conn.SetReadBuffer(readBuffer)); err != nil {
-		return nil, errors.Join(fmt.Errorf("set up a packet socket: %v", err), conn.Close())
+	attached := unix.SockFprog{Len: uint16(len(program)), Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0]))}
+	if err := errors.Join(
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &attached),
+		setReadBuffer(fd),
+	); err != nil {
+		return nil, errors.Join(fmt.Errorf("set up a packet socket: %v", err), unix.Close(fd))
 	}
-	if err := conn.Bind(&unix.SockaddrLinklayer{Protocol: bigEndian(protocol)}); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind a packet socket to protocol %#04x: %v", protocol, err), conn.Close())
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(protocol)}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind a packet socket to protocol %#04x: %v", protocol, err), unix.Close(fd))
 	}
-	r, err := newReader(conn, decode)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read from a packet socket: %v", err), conn.Close())
+	return newReader(fd, decode), nil
+}
+
+// setReadBuffer makes room for readBuffer bytes, or without CAP_NET_ADMIN for as many as the system allows anyone.
+func setReadBuffer(fd int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer) == nil {
+		return nil
 	}
-	return r, nil
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, readBuffer)
 }
 
 // Run calls handle for each message until ctx ends, and then returns nil. Any error is final. Calls come one at a time, in the order of arrival
@@ -119,72 +132,114 @@ func open(protocol uint16, filter []bpf.Instruction, decode decodeFunc) (*reader
 //
 // Run is to be called once.
 func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
-	g, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() {
-		for _, r := range l.readers {
-			// A deadline in the past wakes a blocked read. On a closed socket it fails, but there no read blocks.
-			_ = r.conn.SetReadDeadline(time.Unix(0, 1))
+	// A deadline in the past wakes a blocked read. On a closed file it fails, but there no read blocks.
+	defer context.AfterFunc(ctx, func() { _ = l.poll.SetReadDeadline(time.Unix(0, 1)) })()
+	var pace pacer
+	for {
+		if err := l.poll.read(); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("wait for packets: %v", err)
 		}
-	})
-	defer stop()
-
-	var handling sync.Mutex
-	for _, r := range l.readers {
-		g.Go(func() error {
-			for {
-				b, from, err := r.read()
-				switch classify(err) {
-				case gotPacket:
-				case gotNothing:
-					continue
-				case woken:
-					if ctx.Err() != nil {
-						return nil
-					}
-					return errors.New("read from a packet socket: woken without reason")
-				case broken:
-					return fmt.Errorf("read from a packet socket: %v", err)
-				}
-				if !inbound(from.Pkttype) {
-					continue
-				}
-				p, ok := r.decode(&r.layers, b)
-				if !ok {
-					l.malformed.Add(1)
-					continue
-				}
-				p.Ifindex = int(from.Ifindex)
-				p.At = time.Now()
-				handling.Lock()
-				handle(p)
-				handling.Unlock()
+		more := false
+		for _, r := range l.readers {
+			if classify(r.err) == broken {
+				return fmt.Errorf("read from a packet socket: %v", r.err)
 			}
-		})
+			l.handle(r, handle)
+			if r.n < batchSize {
+				continue
+			}
+			more = true
+			// A queue that was full takes several full batches to read, so packets were dropped only where one is.
+			if err := l.count(r); err != nil {
+				return err
+			}
+		}
+		if more {
+			continue
+		}
+		if d := pace.pause(time.Now()); d > 0 {
+			if err := l.poll.mute(true); err != nil {
+				return fmt.Errorf("stop waiting for packets: %v", err)
+			}
+			time.Sleep(d)
+		}
 	}
-	return g.Wait()
 }
+
+// receive has each reader take what waits. It returns false where nothing did.
+func (l *Listener) receive() bool {
+	got := false
+	for _, r := range l.readers {
+		got = r.receive() || got
+	}
+	return got
+}
+
+// handle hands on the messages among the packets that r has just read.
+func (l *Listener) handle(r *reader, handle func(Packet)) {
+	at := time.Now()
+	for i := range r.n {
+		b, from := r.packet(i)
+		if !inbound(from.Pkttype) {
+			continue
+		}
+		p, ok := r.decode(&r.layers, b)
+		if !ok {
+			l.malformed.Add(1)
+			continue
+		}
+		p.Ifindex = int(from.Ifindex)
+		p.At = at
+		handle(p)
+	}
+}
+
+// Lost returns a channel on which a value waits after packets were dropped, one for all drops since the last was taken. Run notices as soon as it
+// has read what was queued before.
+func (l *Listener) Lost() <-chan struct{} { return l.lost }
 
 // Stats returns the counts up to now. It may be called while Run runs, and after it until Close.
 func (l *Listener) Stats() (Stats, error) {
+	for _, r := range l.readers {
+		if err := l.count(r); err != nil {
+			return Stats{}, err
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range l.readers {
-		// The kernel starts again from zero after each reading, and counts dropped packets among the packets (packet_getsockopt).
-		s, err := r.conn.GetsockoptTpacketStats(unix.SOL_PACKET, unix.PACKET_STATISTICS)
-		if err != nil {
-			return Stats{}, fmt.Errorf("read packet socket statistics: %v", err)
-		}
-		l.received += uint64(s.Packets - s.Drops)
-		l.dropped += uint64(s.Drops)
-	}
 	return Stats{Received: l.received, Dropped: l.dropped, Malformed: l.malformed.Load()}, nil
+}
+
+// count adds up what the kernel has counted for a socket.
+func (l *Listener) count(r *reader) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// The kernel starts again from zero after each reading, and counts dropped packets among the packets (packet_getsockopt).
+	s, err := unix.GetsockoptTpacketStats(r.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		return fmt.Errorf("read packet socket statistics: %v", err)
+	}
+	l.received += uint64(s.Packets - s.Drops)
+	l.dropped += uint64(s.Drops)
+	if s.Drops > 0 {
+		select {
+		case l.lost <- struct{}{}:
+		default: // a value that says the same waits there
+		}
+	}
+	return nil
 }
 
 // Close closes the sockets. It is to be called after Run has returned, or without Run.
 func (l *Listener) Close() error {
-	var errs []error
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	errs := []error{l.poll.Close()}
 	for _, r := range l.readers {
-		errs = append(errs, r.conn.Close())
+		errs = append(errs, unix.Close(r.fd))
+		r.fd = -1 // the number may soon be another file's
 	}
 	return errors.Join(errs...)
 }

@@ -2,68 +2,64 @@ package capture
 
 import (
 	"errors"
-	"os"
-	"syscall"
 	"unsafe"
 
-	"github.com/mdlayher/socket"
 	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 )
 
+// batchSize is the most packets that one system call reads. A full queue of readBuffer bytes holds many times as many.
+const batchSize = 64
+
 // reader receives packets from one socket. Everything that a packet needs is kept in it and used again, for a flood of packets should not become
 // a flood of garbage. It is for one goroutine.
 type reader struct {
-	conn   *socket.Conn
-	raw    syscall.RawConn
+	fd     int
 	layers layerSet
 	decode decodeFunc
 
-	receive func(fd uintptr) bool // reader.tryReceive, bound once, since each binding allocates
-	buf     [maxAccepted]byte
-	from    unix.RawSockaddrLinklayer
-	n       int
-	errno   syscall.Errno
+	n   int
+	err error
+	// The headers point to the rest.
+	headers [batchSize]unix.Mmsghdr
+	vectors [batchSize]unix.Iovec
+	from    [batchSize]unix.RawSockaddrLinklayer
+	buf     [batchSize][maxAccepted]byte
 }
 
-func newReader(conn *socket.Conn, decode decodeFunc) (*reader, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
+func newReader(fd int, decode decodeFunc) *reader {
+	r := &reader{fd: fd, decode: decode}
+	for i := range r.headers {
+		h, v := &r.headers[i].Hdr, &r.vectors[i]
+		v.Base = &r.buf[i][0]
+		v.SetLen(maxAccepted)
+		h.Name = (*byte)(unsafe.Pointer(&r.from[i]))
+		h.Iov = v
+		h.SetIovlen(1)
 	}
-	r := &reader{conn: conn, raw: raw, decode: decode}
-	r.receive = r.tryReceive
-	return r, nil
+	return r
 }
 
-// read waits for a packet and returns it, as much as the filter lets through, with where it came from. Both are valid until the next read.
-//
-// It takes the place of conn.Recvfrom, which starts a goroutine per call to watch the context and allocates the address.
-func (r *reader) read() ([]byte, *unix.RawSockaddrLinklayer, error) {
-	if err := r.raw.Read(r.receive); err != nil {
-		return nil, nil, err
+// receive takes up to batchSize packets that wait and leaves in n how many and in err why none. With fewer than batchSize, the queue was empty after them.
+// It returns false where nothing waited.
+func (r *reader) receive() bool {
+	for i := range r.headers {
+		r.headers[i].Hdr.Namelen = unix.SizeofSockaddrLinklayer // the kernel leaves the length of the last packet's address there
 	}
-	if r.errno != 0 {
-		return nil, nil, r.errno
+	// It does not block, so the scheduler, which would prepare for that, need not know.
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.headers[0])), batchSize, unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		r.n, r.err = 0, errno
+		return errno != unix.EAGAIN
 	}
-	return r.buf[:r.n], &r.from, nil
+	r.n, r.err = int(n), nil
+	return true
 }
 
-// tryReceive makes one attempt. It returns false where there is nothing to receive, so that the poller waits for more.
-func (r *reader) tryReceive(fd uintptr) bool {
-	for {
-		size := uint32(unsafe.Sizeof(r.from))
-		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&r.buf[0])), uintptr(len(r.buf)), 0,
-			uintptr(unsafe.Pointer(&r.from)), uintptr(unsafe.Pointer(&size)))
-		switch errno {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		}
-		r.n, r.errno = int(n), errno
-		return true
-	}
+// packet returns the packet with index i of those just read, as much as the filter lets through, and where it came from. Both are valid until the
+// next read.
+func (r *reader) packet(i int) ([]byte, *unix.RawSockaddrLinklayer) {
+	return r.buf[i][:r.headers[i].Len], &r.from[i]
 }
 
 // outcome is what a read has come to.
@@ -72,7 +68,6 @@ type outcome int
 const (
 	gotPacket  outcome = iota
 	gotNothing         // a passing failure: read again
-	woken              // by a deadline
 	broken             // nothing will come from this socket any more
 )
 
@@ -81,9 +76,8 @@ func classify(err error) outcome {
 	switch {
 	case err == nil:
 		return gotPacket
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return woken
-	case errors.Is(err, unix.ENETDOWN), // an interface went down; the socket is bound to none, others go on
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR),
+		errors.Is(err, unix.ENETDOWN),                             // an interface went down; the socket is bound to none, others go on
 		errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM): // the kernel is short of memory just now
 		return gotNothing
 	default:
