@@ -27,7 +27,7 @@ func TestInitiationsAreReal(t *testing.T) {
 	t.Parallel()
 	hubKey, peerKey := newKey(t), newKey(t)
 	public := peerKey.PublicKey()
-	d := device.NewDevice(tuntest.NewChannelTUN().TUN(), bindtest.NewChannelBinds()[0], &device.Logger{Verbosef: t.Logf, Errorf: t.Errorf})
+	d := device.NewDevice(tuntest.NewChannelTUN().TUN(), bindtest.NewChannelBinds()[0], &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
 	t.Cleanup(d.Close)
 	if err := d.IpcSet(fmt.Sprintf("private_key=%s\npublic_key=%s\n", hex.EncodeToString(hubKey[:]), hex.EncodeToString(public[:]))); err != nil {
 		t.Fatal(err)
