@@ -20,7 +20,7 @@ const (
 
 // flood measures the probe while its host gets packets that look like initiations, and whether it still tells of a peer that connects meanwhile.
 func (c *crowded) flood(ctx context.Context) error {
-	rows := []string{cells("", "packets/s", "CPU of the probe", "", "resident before → after", "", "first data packet → stored", "")}
+	rows := []string{cells("", "packets/s", "CPU of the probe", "", "resident before → after", "", "first data packet → stored", "", "taken by others")}
 	for i, f := range []struct {
 		name   string
 		flood  crowd.Flood
@@ -32,14 +32,14 @@ func (c *crowded) flood(ctx context.Context) error {
 	} {
 		f.flood.For = floodFor
 		// The first of two peers connects before: the probe has room for all it does, and what follows is the flood's.
-		calm, err := c.connect(2 * i)
+		scout, err := c.connect(2 * i)
 		if err != nil {
 			return err
 		}
-		if err := c.awaitSoon(ctx, calm); err != nil {
+		if err := c.awaitSoon(ctx, scout); err != nil {
 			return err
 		}
-		if calm.stored.IsZero() {
+		if scout.stored.IsZero() {
 			return fmt.Errorf("%s: the probe does not tell of a peer that connects before the flood", f.name)
 		}
 		if err := sleep(ctx, settleFor); err != nil {
@@ -51,7 +51,7 @@ func (c *crowded) flood(ctx context.Context) error {
 		}
 		var rate float64
 		var amid *rareConnect
-		u, err := c.account(func() error {
+		u, err := c.account(ctx, func() error {
 			connected := make(chan error, 1)
 			flooding, stop := context.WithCancel(ctx)
 			defer stop()
@@ -92,7 +92,8 @@ func (c *crowded) flood(ctx context.Context) error {
 		rows = append(rows, cells(f.name, fmt.Sprintf("%.0f", rate),
 			fmt.Sprintf("%.1f %%", 100*share), fmt.Sprintf("aim: < %.0f %%  %s", 100*f.aimCPU, met(share < f.aimCPU)),
 			inMiB(before[0])+" → "+inMiB(after[0]), "aim: flat  "+met(after[0] <= before[0]+aimFloodGrowth),
-			told, fmt.Sprintf("aim: ≤ %v  %s", aimFloodConnect, met(inTime))))
+			told, fmt.Sprintf("aim: ≤ %v  %s", aimFloodConnect, met(inTime)),
+			fmt.Sprintf("%.0f %% of a core", 100*u.share(u.machine-u.ours))))
 	}
 	table(c.out, fmt.Sprintf("%d peers configured, packets like initiations for %v each; flat: at most %d MiB more", floodPeers, floodFor, aimFloodGrowth/mib), rows...)
 	return nil

@@ -93,7 +93,9 @@ func (b *bench) withCrowd(
 		return err
 	}
 	defer func() { err = errors.Join(err, c.crowd.Close()) }()
-	if err := l.Start(ctx); err != nil {
+	starting, cancel := context.WithTimeout(ctx, calmTimeout)
+	defer cancel()
+	if err := l.Start(starting); err != nil {
 		return err
 	}
 	if c.stream, err = openStream(ctx, l); err != nil {
@@ -109,7 +111,7 @@ func (b *bench) withCrowd(
 // settle waits until the probe has published what it found at its start.
 func (c *crowded) settle(ctx context.Context) error {
 	for end := time.Now().Add(calmTimeout); time.Now().Before(end); {
-		used, err := c.account(func() error { return sleep(ctx, calm) })
+		used, err := c.account(ctx, func() error { return sleep(ctx, calm) })
 		if err != nil {
 			return err
 		}
@@ -137,9 +139,9 @@ func (u used) meanwhile() string {
 }
 
 // account runs f and returns what that took.
-func (c *crowded) account(f func() error) (u used, err error) {
+func (c *crowded) account(ctx context.Context, f func() error) (u used, err error) {
 	before, errBefore := c.busy()
-	counts, errCounts := readProbe(context.Background(), c.lab)
+	counts, errCounts := c.counts(ctx)
 	began := time.Now()
 	stop, watched := make(chan struct{}), make(chan error, 1)
 	go func() { watched <- c.watchSize(&u.resident, stop) }()
@@ -148,10 +150,17 @@ func (c *crowded) account(f func() error) (u used, err error) {
 	errSize := <-watched
 	u.took = time.Since(began)
 	after, errAfter := c.busy()
-	now, errNow := readProbe(context.Background(), c.lab)
+	now, errNow := c.counts(ctx)
 	u.busy = busy{machine: after.machine - before.machine, ours: after.ours - before.ours, probe: after.probe - before.probe}
 	u.counts = now.since(counts)
 	return u, errors.Join(err, errBefore, errCounts, errSize, errAfter, errNow)
+}
+
+// counts asks the probe, which may be busy.
+func (c *crowded) counts(ctx context.Context) (probeCounts, error) {
+	ctx, cancel := context.WithTimeout(ctx, scaleGiveUp)
+	defer cancel()
+	return readProbe(ctx, c.lab)
 }
 
 // watchSize keeps the largest resident size of the probe until stop is closed.
@@ -250,12 +259,12 @@ func (c *crowded) measureScale(ctx context.Context) error {
 	if err := c.settleOnline(ctx); err != nil {
 		return err
 	}
-	alone, err := c.account(func() error { return sleep(ctx, scaleFor) })
+	alone, err := c.account(ctx, func() error { return sleep(ctx, scaleFor) })
 	if err != nil {
 		return err
 	}
 	var connects []*rareConnect
-	rare, err := c.account(func() error {
+	rare, err := c.account(ctx, func() error {
 		for i := range rareConnects {
 			if err := sleep(ctx, rareMinPause+rand.N(rareMaxPause-rareMinPause)); err != nil {
 				return err
@@ -344,7 +353,7 @@ func (c *crowded) storm(ctx context.Context) error {
 	}
 	var first, last time.Time
 	var t tally
-	u, err := c.account(func() error {
+	u, err := c.account(ctx, func() error {
 		first = time.Now()
 		if err := every(ctx, stormFor/scalePeers, scalePeers, func(i int) (err error) {
 			last, err = c.crowd.Send(ready[i])
