@@ -1,7 +1,8 @@
 // Command bench measures what wgherald costs and how fast it is, on real WireGuard peers and a real disk, and prints it beside what is aimed at.
 //
-//	go run ./lab/bench                       # everything, as root, in less than five minutes
+//	go run ./lab/bench                       # a few peers, as root, in less than five minutes
 //	go run ./lab/bench -only latency,memory -connects 50
+//	go run ./lab/bench -only scale,storm,flood   # thousands of peers, in ten more
 //
 // It judges nothing: a machine may be busy or slow, and it says which machine it was. It exits with 1 when something could not be measured, and with 2 when
 // it was called wrongly. What it makes (namespaces, devices, processes, a directory for the services' state) is gone when it ends.
@@ -31,16 +32,22 @@ const (
 	partLatency = "latency"
 	partCPU     = "cpu"
 	partMemory  = "memory"
+	partScale   = "scale"
+	partStorm   = "storm"
+	partFlood   = "flood"
 )
 
-var allParts = []string{partLatency, partCPU, partMemory}
+var (
+	defaultParts = []string{partLatency, partCPU, partMemory}
+	allParts     = append(slices.Clone(defaultParts), partScale, partStorm, partFlood)
+)
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	only := flags.String("only", strings.Join(allParts, ","), "what to measure, comma separated")
+	only := flags.String("only", strings.Join(defaultParts, ","), "what to measure, comma separated, out of "+strings.Join(allParts, ","))
 	connects := flags.Int("connects", 200, "fresh connects for the latency")
 	dir := flags.String("dir", "/var/tmp", "where the services keep their state meanwhile; a disk, open to every user")
 	verbose := flags.Bool("v", false, "show what the services log, on standard error")
@@ -117,6 +124,9 @@ func (b *bench) run(ctx context.Context, parts []string, dir string) (err error)
 		return err
 	}
 	defer bins.Close()
+	if err := b.crowds(ctx, bins, parts, state); err != nil || !slices.ContainsFunc(parts, func(p string) bool { return slices.Contains(defaultParts, p) }) {
+		return err
+	}
 	b.lab, err = lab.New(bins, lab.Options{
 		Clients: batch + 1, StateDir: state, Log: b.log, ProbeEnv: []string{"PROBE_METRICS=" + probeMetrics}, OnSend: b.sent,
 	})
