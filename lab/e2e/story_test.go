@@ -397,6 +397,9 @@ func describe(e *events.Event) string {
 		}
 	case *events.Connected:
 		text = "connected from " + host(d.Peer.Endpoint)
+		if d.Session.Resumed {
+			text += ", resumed"
+		}
 	case *events.Disconnected:
 		text = "disconnected: " + string(d.Reason)
 	case *events.Roamed:
@@ -404,6 +407,10 @@ func describe(e *events.Event) string {
 		if host(d.From) == host(d.To) {
 			text = "roamed to another port of " + host(d.To)
 		}
+	case *events.Stalled:
+		text = "stalled"
+	case *events.Rejected:
+		text = "rejected from " + host(d.Endpoint)
 	case *events.Added:
 		text = "added"
 	case *events.Removed:

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -86,7 +88,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	publisher := publish.New(publish.JetStream(js), ob, identity.Key, reconnected, metrics, log.With("component", "publish"))
 
 	e := newEngine(engineConfig{
-		cfg: cfg, version: version, publicKey: identity.Public, trigger: trigger,
+		cfg: cfg, version: version, publicKey: identity.Public, bootID: bootID(log), trigger: trigger,
 		saved: saved, outbox: ob, devices: wg, names: names.New(cfg.Names), metrics: metrics, log: log,
 	})
 
@@ -107,7 +109,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	})
 	g.Go(func() error { return wg.Watch(gctx, e.devicesChanged) })
 	if listener != nil {
-		g.Go(func() error { return listener.Run(gctx, e.hear) })
+		g.Go(func() error { return listener.Run(gctx, e.ear.hear) })
 	}
 	if scrapes != nil {
 		g.Go(func() error { return metrics.Serve(gctx, scrapes) })
@@ -115,6 +117,16 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	err = g.Wait()
 	log.Info("probe stopped", "events_waiting", ob.Depth())
 	return err
+}
+
+// bootID returns what identifies the host's current boot, or nothing where that is hidden.
+func bootID(log *slog.Logger) string {
+	const file = "/proc/sys/kernel/random/boot_id"
+	id, err := os.ReadFile(file)
+	if err != nil {
+		log.Warn("cannot tell this boot of the host from another, so after a restart ages are reckoned by the wall clock", "error", err)
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // captured returns a reader of one of the listener's counts. A count that cannot be read is zero in that scrape, and told in the log.

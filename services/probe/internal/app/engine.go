@@ -5,17 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wgherald/wgherald/pkg/events"
-	"github.com/wgherald/wgherald/services/probe/internal/capture"
 	"github.com/wgherald/wgherald/services/probe/internal/config"
 	"github.com/wgherald/wgherald/services/probe/internal/names"
 	"github.com/wgherald/wgherald/services/probe/internal/outbox"
@@ -26,8 +23,6 @@ import (
 )
 
 const (
-	// heardBacklog is how many messages may wait for the engine. Beyond it they are dropped, and a look makes up for them.
-	heardBacklog = 1024
 	// namesInterval is how often the name files are looked at for a change.
 	namesInterval = 2 * time.Second
 	// progressInterval is how often progress without an event is stored, and that the probe is alive.
@@ -39,6 +34,7 @@ type engineConfig struct {
 	cfg       config.Config
 	version   string
 	publicKey string
+	bootID    string
 	trigger   events.Trigger
 
 	saved   outbox.Saved
@@ -57,10 +53,9 @@ type engine struct {
 	book    names.Book
 
 	watched map[string]*device // by interface name
-	targets atomic.Pointer[[]target]
 
+	ear     *ear
 	heard   chan heard
-	missed  atomic.Bool // a message was dropped
 	changed chan struct{}
 	answers chan answer
 	asking  sync.WaitGroup
@@ -77,22 +72,9 @@ type device struct {
 	asking   bool
 	gone     bool // the last look found that it does not exist
 	failing  bool
-	key      events.Key
-	port     int
-}
 
-// target is what tells whether a handshake message is for a watched interface.
-type target struct {
-	name string
-	port int
-	mac1 *wgmsg.MAC1Key
-}
-
-// heard is a message that concerns one interface, or, for data, any.
-type heard struct {
-	kind wgmsg.Kind
-	name string
-	src  netip.AddrPort
+	responder *wgmsg.Responder // nil while it has no key or is down
+	port      int
 }
 
 // answer is what a device said.
@@ -113,7 +95,7 @@ func newEngine(c engineConfig) *engine {
 		changed:      make(chan struct{}, 1),
 		answers:      make(chan answer),
 	}
-	e.targets.Store(&[]target{})
+	e.ear = newEar(c.metrics, e.heard)
 	interfaces := slices.DeleteFunc(c.saved.Interfaces, func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
 	e.tracker = tracker.New(tracker.Config{
 		Node:     c.cfg.Node,
@@ -122,56 +104,24 @@ func newEngine(c engineConfig) *engine {
 			n := e.book[k]
 			return n.Name, n.Tags
 		},
-	}, interfaces, c.saved.Peers)
+		BootID:       c.bootID,
+		OfflineAfter: c.cfg.OfflineAfter,
+		Silence:      c.cfg.Silence,
+	}, interfaces, c.saved.Peers, c.saved.Keys)
 	return e
 }
 
-// now reads both clocks.
+// now reads the clocks.
 func now() tracker.Now {
-	var boot unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
-		panic(err) // Linux has had this clock since 2.6.39
-	}
-	return tracker.Now{Wall: time.Now().UTC().Round(0), Boot: time.Duration(boot.Nano())}
+	return tracker.Now{Wall: time.Now().UTC().Round(0), Boot: clock(unix.CLOCK_BOOTTIME), Awake: clock(unix.CLOCK_MONOTONIC)}
 }
 
-// hear takes in a message. It runs in the listener's goroutine and throws away what is for nobody here.
-func (e *engine) hear(p capture.Packet) {
-	h := heard{kind: p.Kind, src: p.Src}
-	switch p.Kind {
-	case wgmsg.Initiation, wgmsg.Response:
-		var ok bool
-		if h.name, ok = addressee(*e.targets.Load(), p); !ok {
-			e.metrics.Foreign()
-			return
-		}
-	case wgmsg.Data:
-	default:
-		return
+func clock(id int32) time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(id, &t); err != nil {
+		panic(err) // Linux has had both since 2.6.39
 	}
-	e.metrics.Message(p.Kind)
-	select {
-	case e.heard <- h:
-	default:
-		e.metrics.Overflow()
-		e.missed.Store(true)
-	}
-}
-
-// addressee returns the interface that a handshake message is for. Where several have the same key, the port decides.
-func addressee(targets []target, p capture.Packet) (name string, ok bool) {
-	for _, t := range targets {
-		if !t.mac1.Verify(p.Payload) {
-			continue
-		}
-		if t.port == int(p.Dst.Port()) {
-			return t.name, true
-		}
-		if !ok {
-			name, ok = t.name, true
-		}
-	}
-	return name, ok
+	return time.Duration(t.Nano())
 }
 
 // devicesChanged notes that the set of interfaces may have changed. It may be called by any goroutine.
@@ -211,7 +161,7 @@ func (e *engine) run(ctx, tasks context.Context) error {
 			}
 			return e.commit(t)
 		case h := <-e.heard:
-			e.note(now().Boot, h)
+			e.note(now(), h)
 		case a := <-e.answers:
 			e.take(a)
 		case <-e.changed:
@@ -220,7 +170,7 @@ func (e *engine) run(ctx, tasks context.Context) error {
 			if e.names.Changed() {
 				e.loadNames()
 			}
-			if e.missed.Swap(false) {
+			if e.ear.missed.Swap(false) {
 				at := now().Boot
 				for _, d := range e.watched {
 					d.schedule.Soon(at)
@@ -297,15 +247,15 @@ func (e *engine) enumerate() {
 	e.count()
 }
 
-// aim tells hear what the watched interfaces' keys are.
+// aim tells the ear who opens handshakes for the watched interfaces.
 func (e *engine) aim() {
 	var targets []target
 	for name, d := range e.watched {
-		if !d.key.IsZero() {
-			targets = append(targets, target{name: name, port: d.port, mac1: wgmsg.NewMAC1Key(d.key)})
+		if d.responder != nil {
+			targets = append(targets, target{name: name, port: d.port, responder: d.responder})
 		}
 	}
-	e.targets.Store(&targets)
+	e.ear.targets.Store(&targets)
 }
 
 // count tells the metrics how many peers there are.
@@ -318,11 +268,11 @@ func (e *engine) count() {
 	e.metrics.Peers(connected, configured)
 }
 
-// note tells the schedules about a message.
-func (e *engine) note(boot time.Duration, h heard) {
-	if h.kind == wgmsg.Data {
+// note takes in a message: it tells the tracker who knocks, and the schedules what that promises.
+func (e *engine) note(t tracker.Now, h heard) {
+	if h.note == noteFirstData {
 		for _, d := range e.watched {
-			d.schedule.FirstData(boot, h.src)
+			d.schedule.FirstData(t.Boot, h.src)
 		}
 		return
 	}
@@ -330,10 +280,50 @@ func (e *engine) note(boot time.Duration, h heard) {
 	if !ok {
 		return // it went meanwhile
 	}
-	if h.kind == wgmsg.Initiation {
-		d.schedule.Initiation(boot, h.src)
-	} else {
-		d.schedule.Response(boot, h.src)
+	switch h.note {
+	case noteInitiation:
+		a := e.tracker.Knock(t, tracker.Knock{Interface: h.name, Key: h.key, Src: h.src, Timestamp: h.stamp})
+		e.metrics.Initiation(outcome(a))
+		switch {
+		case a.Awaited:
+			d.schedule.Initiation(t.Boot, h.src)
+			if a.LookAt > 0 {
+				d.schedule.Soon(a.LookAt)
+			}
+		case a.Pending:
+			d.schedule.Doubt(t.Boot)
+		}
+	case noteUnopened:
+		if h.src.IsValid() {
+			d.schedule.Initiation(t.Boot, h.src)
+		} else {
+			d.schedule.Skipped(t.Boot)
+		}
+	case noteResponse:
+		// Anybody can make a response with the right mac1; whoever sends it from where a peer is gets a look at once, everybody else one in a while.
+		switch known, awaited := e.tracker.At(h.name, h.src); {
+		case awaited:
+			d.schedule.Response(t.Boot, h.src)
+		case !known:
+			d.schedule.Doubt(t.Boot)
+		}
+	case noteFirstData:
+	}
+}
+
+// outcome names, for the metrics, what an initiation came to.
+func outcome(a tracker.Answer) telemetry.Outcome {
+	switch {
+	case a.Freshness == tracker.Replayed:
+		return telemetry.Replayed
+	case a.Configured:
+		return telemetry.Known
+	case a.Freshness == tracker.ClockOff:
+		return telemetry.ClockOff
+	case a.Pending:
+		return telemetry.Unknown
+	default:
+		return telemetry.Crowded
 	}
 }
 
@@ -397,8 +387,12 @@ func (e *engine) take(a answer) {
 	e.metrics.Looked(a.answered.Boot - a.asked.Boot)
 	d.seen = e.tracker.Observe(a.asked, a.answered, observed(a.found))
 	d.schedule.Looked(a.asked.Boot, a.answered.Boot, d.seen)
-	if d.key != a.found.PublicKey || d.port != a.found.ListenPort {
-		d.key, d.port = a.found.PublicKey, a.found.ListenPort
+	responder := a.found.Responder
+	if !a.found.Up {
+		responder = nil // it listens to nobody, so it turns nobody away
+	}
+	if d.responder != responder || d.port != a.found.ListenPort {
+		d.responder, d.port = responder, a.found.ListenPort
 		e.aim()
 	}
 	e.count()

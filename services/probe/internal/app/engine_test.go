@@ -11,67 +11,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/crypto/blake2s"
 
 	"github.com/wgherald/wgherald/pkg/events"
-	"github.com/wgherald/wgherald/services/probe/internal/capture"
 	"github.com/wgherald/wgherald/services/probe/internal/config"
 	"github.com/wgherald/wgherald/services/probe/internal/names"
 	"github.com/wgherald/wgherald/services/probe/internal/outbox"
 	"github.com/wgherald/wgherald/services/probe/internal/publish"
 	"github.com/wgherald/wgherald/services/probe/internal/telemetry"
 	"github.com/wgherald/wgherald/services/probe/internal/tracker"
-	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 	"github.com/wgherald/wgherald/services/probe/internal/wgstate"
 )
-
-// initiation returns a packet with an initiation to the holder of a key.
-func initiation(t *testing.T, key events.Key, dst string) capture.Packet {
-	t.Helper()
-	payload := make([]byte, 148)
-	payload[0] = 1
-	k := blake2s.Sum256(append([]byte("mac1----"), key[:]...)) // whitepaper, section 5.4.4
-	mac, err := blake2s.New128(k[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	mac.Write(payload[:116])
-	copy(payload[116:132], mac.Sum(nil))
-	return capture.Packet{
-		Kind: wgmsg.Initiation, Src: netip.MustParseAddrPort("203.0.113.7:1000"), Dst: netip.MustParseAddrPort(dst), Payload: payload,
-	}
-}
-
-// TestAddressee: mac1 tells which interface a handshake is for; between two with one key, the port does.
-func TestAddressee(t *testing.T) {
-	t.Parallel()
-	a, b := events.Key{1}, events.Key{2}
-	targets := []target{
-		{name: "wg0", port: 51820, mac1: wgmsg.NewMAC1Key(a)},
-		{name: "wg1", port: 51821, mac1: wgmsg.NewMAC1Key(a)},
-		{name: "wg2", port: 51822, mac1: wgmsg.NewMAC1Key(b)},
-	}
-	for _, tt := range []struct {
-		key  events.Key
-		dst  string
-		want string
-	}{
-		{a, "192.0.2.1:51820", "wg0"},
-		{a, "192.0.2.1:51821", "wg1"},
-		{a, "192.0.2.1:51822", "wg0"}, // behind a port forward: any of the two, always the same
-		{b, "192.0.2.1:51822", "wg2"},
-		{b, "192.0.2.1:443", "wg2"}, // the port is no filter
-		{events.Key{3}, "192.0.2.1:51820", ""},
-	} {
-		name, ok := addressee(targets, initiation(t, tt.key, tt.dst))
-		if name != tt.want || ok != (tt.want != "") {
-			t.Errorf("key %d to %s: %q, %v, want %q", tt.key[0], tt.dst, name, ok, tt.want)
-		}
-	}
-	if _, ok := addressee(nil, initiation(t, a, "192.0.2.1:51820")); ok {
-		t.Error("without interfaces, it is for one")
-	}
-}
 
 // newTestEngine returns an engine that watches no interface of this host, with its outbox in dir.
 func newTestEngine(t *testing.T, dir string) (*engine, *outbox.Outbox) {
@@ -99,7 +48,9 @@ func newTestEngine(t *testing.T, dir string) (*engine, *outbox.Outbox) {
 		t.Fatal(err)
 	}
 	return newEngine(engineConfig{
-		cfg:     config.Config{Node: "vpn-1", Endpoint: tracker.EndpointFull, Globs: []string{"no-such-interface"}, Interfaces: filter},
+		cfg: config.Config{
+			Node: "vpn-1", Endpoint: tracker.EndpointFull, Globs: []string{"no-such-interface"}, Interfaces: filter, OfflineAfter: tracker.RejectAfterTime,
+		},
 		version: "test", publicKey: id.Public, trigger: events.TriggerPackets,
 		saved: saved, outbox: ob, devices: devices, names: names.New(nil), metrics: telemetry.New(), log: slog.New(slog.DiscardHandler),
 	}), ob

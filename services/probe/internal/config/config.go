@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/kelseyhightower/envconfig"
 
@@ -34,9 +35,12 @@ type Config struct {
 	Interfaces wgstate.Filter // of Globs
 	Names      []string       // files
 	Endpoint   tracker.EndpointForm
-	Metrics    Address
-	LogLevel   slog.Level
-	NATS       NATS
+	// OfflineAfter is how long after its last handshake a peer counts as gone.
+	OfflineAfter time.Duration
+	Silence      bool // whether silent and unreachable are said before that
+	Metrics      Address
+	LogLevel     slog.Level
+	NATS         NATS
 }
 
 // Address is where metrics are served. The zero Address is nowhere.
@@ -55,6 +59,9 @@ type NATS struct {
 	KeyFile   string
 }
 
+// maxOfflineAfter is the longest OfflineAfter: beyond it, nobody would ever be gone.
+const maxOfflineAfter = 24 * time.Hour
+
 // environment is every variable, for envconfig. The names stand whole in the tags: with a prefix, envconfig would also take STATE for PROBE_STATE.
 type environment struct {
 	State      string `envconfig:"PROBE_STATE" default:"/var/lib/wgherald-probe" type:"directory" desc:"state; made with mode 0700"`
@@ -62,6 +69,8 @@ type environment struct {
 	Interfaces string `envconfig:"PROBE_INTERFACES" type:"glob, !glob, …" desc:"WireGuard interfaces to watch; all when empty"`
 	Names      string `envconfig:"PROBE_NAMES" type:"file, file, …" desc:"names of peers: lines of key and name, or wg-quick files with comments"`
 	Endpoint   string `envconfig:"PROBE_ENDPOINT" default:"full" type:"full, prefix, none" desc:"how much of a peer's address is told"`
+	Offline    string `envconfig:"PROBE_OFFLINE_AFTER" default:"180s" type:"duration" desc:"how long after its last handshake a peer counts as gone; 180s or more"`
+	Silence    string `envconfig:"PROBE_SILENCE" default:"auto" type:"auto, off" desc:"auto: a peer that misses its learned keepalives, or does not answer, is gone before that"`
 	Metrics    string `envconfig:"PROBE_METRICS" type:"host:port or unix:/path" desc:"where metrics are served, on loopback; nowhere when empty"`
 	LogLevel   string `envconfig:"PROBE_LOG_LEVEL" default:"info" type:"debug, info, warn, error" desc:"least level that is logged"`
 
@@ -127,6 +136,21 @@ func Load() (Config, error) {
 	case tracker.EndpointFull, tracker.EndpointPrefix, tracker.EndpointNone:
 	default:
 		wrong("PROBE_ENDPOINT", "is %.40q, want full, prefix or none", env.Endpoint)
+	}
+	switch c.OfflineAfter, err = time.ParseDuration(env.Offline); {
+	case err != nil:
+		wrong("PROBE_OFFLINE_AFTER", "is %.40q, want a duration such as 180s or 5m", env.Offline)
+	case c.OfflineAfter < tracker.RejectAfterTime:
+		wrong("PROBE_OFFLINE_AFTER", "is %v, want 180s or more: a session's keys live that long after a handshake (REJECT_AFTER_TIME), and a healthy peer may "+
+			"make no other before 165s, so that a shorter time calls peers gone that are there", c.OfflineAfter)
+	case c.OfflineAfter > maxOfflineAfter:
+		wrong("PROBE_OFFLINE_AFTER", "is %v, want %v at most", c.OfflineAfter, maxOfflineAfter)
+	}
+	switch env.Silence {
+	case "auto", "off":
+		c.Silence = env.Silence == "auto"
+	default:
+		wrong("PROBE_SILENCE", "is %.40q, want auto or off", env.Silence)
 	}
 	if c.Metrics, err = parseAddress(env.Metrics); err != nil {
 		wrong("PROBE_METRICS", "%w", err)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -16,7 +17,8 @@ import (
 
 // variables is every one that there is.
 var variables = []string{
-	"PROBE_STATE", "PROBE_NODE", "PROBE_INTERFACES", "PROBE_NAMES", "PROBE_ENDPOINT", "PROBE_METRICS", "PROBE_LOG_LEVEL",
+	"PROBE_STATE", "PROBE_NODE", "PROBE_INTERFACES", "PROBE_NAMES", "PROBE_ENDPOINT",
+	"PROBE_OFFLINE_AFTER", "PROBE_SILENCE", "PROBE_METRICS", "PROBE_LOG_LEVEL",
 	"NATS_URL", "NATS_NKEY_FILE", "NATS_CREDS_FILE", "NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE",
 }
 
@@ -42,8 +44,8 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		State: "/var/lib/wgherald-probe", Node: host, Endpoint: tracker.EndpointFull, LogLevel: slog.LevelInfo,
-		NATS: config.NATS{URL: "nats://127.0.0.1:4222"},
+		State: "/var/lib/wgherald-probe", Node: host, Endpoint: tracker.EndpointFull, OfflineAfter: 180 * time.Second, Silence: true,
+		LogLevel: slog.LevelInfo, NATS: config.NATS{URL: "nats://127.0.0.1:4222"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreTypes(wgstate.Filter{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -59,14 +61,14 @@ func TestDefaults(t *testing.T) {
 func TestEverythingSet(t *testing.T) {
 	got, err := load(t, map[string]string{
 		"PROBE_STATE": "/state", "PROBE_NODE": " vpn-1 ", "PROBE_INTERFACES": "wg*, !wg-test*", "PROBE_NAMES": "/a, /b,", "PROBE_ENDPOINT": "prefix",
-		"PROBE_METRICS": "[::1]:9100", "PROBE_LOG_LEVEL": "debug",
+		"PROBE_OFFLINE_AFTER": "5m", "PROBE_SILENCE": "off", "PROBE_METRICS": "[::1]:9100", "PROBE_LOG_LEVEL": "debug",
 		"NATS_URL": "tls://a:4222, nats://probe:s3cret@b:4222", "NATS_NKEY_FILE": "/key.nk", "NATS_CA_FILE": "/ca", "NATS_CERT_FILE": "/cert", "NATS_KEY_FILE": "/key",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		State: "/state", Node: "vpn-1", Globs: []string{"wg*", "!wg-test*"}, Names: []string{"/a", "/b"}, Endpoint: tracker.EndpointPrefix,
+		State: "/state", Node: "vpn-1", Globs: []string{"wg*", "!wg-test*"}, Names: []string{"/a", "/b"}, Endpoint: tracker.EndpointPrefix, OfflineAfter: 5 * time.Minute,
 		Metrics: config.Address{Network: "tcp", Addr: "[::1]:9100"}, LogLevel: slog.LevelDebug,
 		NATS: config.NATS{URL: "tls://a:4222, nats://probe:s3cret@b:4222", NkeyFile: "/key.nk", CAFile: "/ca", CertFile: "/cert", KeyFile: "/key"},
 	}
@@ -87,6 +89,10 @@ func TestWrongValues(t *testing.T) {
 		{"PROBE_NODE", strings.Repeat("n", 129), "129 bytes"},
 		{"PROBE_INTERFACES", "wg[", "wg["},
 		{"PROBE_ENDPOINT", "half", `"half", want full, prefix or none`},
+		{"PROBE_OFFLINE_AFTER", "179s", "is 2m59s, want 180s or more: a session's keys live that long"},
+		{"PROBE_OFFLINE_AFTER", "300", `"300", want a duration such as 180s`},
+		{"PROBE_OFFLINE_AFTER", "25h", "want 24h0m0s at most"},
+		{"PROBE_SILENCE", "on", `"on", want auto or off`},
 		{"PROBE_METRICS", "9100", "neither host:port nor unix:/path"},
 		{"PROBE_METRICS", "127.0.0.1:http", "neither host:port nor unix:/path"},
 		{"PROBE_METRICS", "127.0.0.1:99999", "neither host:port nor unix:/path"},
@@ -122,7 +128,7 @@ func TestWrongValues(t *testing.T) {
 // TestAllAtOnce: whoever configures is told everything, by name, the first time.
 func TestAllAtOnce(t *testing.T) {
 	_, err := load(t, map[string]string{
-		"PROBE_NODE": "a b", "PROBE_INTERFACES": "[", "PROBE_ENDPOINT": "x", "PROBE_METRICS": "x", "PROBE_LOG_LEVEL": "x", "PROBE_WHAT": "x",
+		"PROBE_NODE": "a b", "PROBE_INTERFACES": "[", "PROBE_ENDPOINT": "x", "PROBE_OFFLINE_AFTER": "x", "PROBE_SILENCE": "x", "PROBE_METRICS": "x", "PROBE_LOG_LEVEL": "x", "PROBE_WHAT": "x",
 		"NATS_URL": "ftp://probe:s3cret@b", "NATS_NKEY_FILE": "/s3cret.nk", "NATS_CREDS_FILE": "/c", "NATS_KEY_FILE": "/k",
 	})
 	if err == nil {
@@ -134,7 +140,8 @@ func TestAllAtOnce(t *testing.T) {
 		got = append(got, name)
 	}
 	want := []string{
-		"PROBE_NODE", "PROBE_INTERFACES", "PROBE_ENDPOINT", "PROBE_METRICS", "PROBE_LOG_LEVEL", "NATS_URL", "NATS_CREDS_FILE", "NATS_CERT_FILE", "PROBE_WHAT",
+		"PROBE_NODE", "PROBE_INTERFACES", "PROBE_ENDPOINT", "PROBE_OFFLINE_AFTER", "PROBE_SILENCE", "PROBE_METRICS", "PROBE_LOG_LEVEL",
+		"NATS_URL", "NATS_CREDS_FILE", "NATS_CERT_FILE", "PROBE_WHAT",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("variables named (-want +got):\n%s", diff)

@@ -36,6 +36,7 @@ var (
 	bucketMeta       = []byte("meta")       // formatKey, epochKey, aliveKey
 	bucketInterfaces = []byte("interfaces") // name → tracker.InterfaceState
 	bucketPeers      = []byte("peers")      // interface, NUL, public key → tracker.PeerState
+	bucketKeys       = []byte("keys")       // public key → tracker.KeyState
 	bucketCounters   = []byte("counters")   // source → number of its last event
 	bucketLast       = []byte("last")       // state key → lastEvent
 	bucketQueue      = []byte("queue")      // number → encoded event, until the broker's ack
@@ -133,7 +134,7 @@ func intact(path string) (err error) {
 
 // init makes the buckets and reads the epoch.
 func (o *Outbox) init(tx *bolt.Tx, now time.Time) error {
-	for _, name := range [][]byte{bucketMeta, bucketInterfaces, bucketPeers, bucketCounters, bucketLast, bucketQueue, bucketDirty} {
+	for _, name := range [][]byte{bucketMeta, bucketInterfaces, bucketPeers, bucketKeys, bucketCounters, bucketLast, bucketQueue, bucketDirty} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -166,6 +167,7 @@ func (o *Outbox) Changed() <-chan struct{} { return o.changed }
 type Saved struct {
 	Interfaces []tracker.InterfaceState
 	Peers      []tracker.PeerState
+	Keys       []tracker.KeyState
 	AliveAt    time.Time // when the earlier run last stored anything; zero on the first start
 }
 
@@ -179,6 +181,7 @@ func (o *Outbox) Load() (Saved, error) {
 		return errors.Join(
 			tx.Bucket(bucketInterfaces).ForEach(func(k, v []byte) error { return appendJSON(&s.Interfaces, k, v) }),
 			tx.Bucket(bucketPeers).ForEach(func(k, v []byte) error { return appendJSON(&s.Peers, k, v) }),
+			tx.Bucket(bucketKeys).ForEach(func(k, v []byte) error { return appendJSON(&s.Keys, k, v) }),
 		)
 	})
 	if err != nil {
@@ -225,6 +228,16 @@ func (o *Outbox) Commit(b tracker.Batch, now time.Time) error {
 		}
 		for _, p := range b.Peers {
 			if err := putJSON(tx.Bucket(bucketPeers), peerKey(p.Interface, p.PublicKey), p); err != nil {
+				return err
+			}
+		}
+		for _, k := range b.Keys {
+			if err := putJSON(tx.Bucket(bucketKeys), k.Key[:], k); err != nil {
+				return err
+			}
+		}
+		for _, k := range b.Forgotten {
+			if err := tx.Bucket(bucketKeys).Delete(k[:]); err != nil {
 				return err
 			}
 		}

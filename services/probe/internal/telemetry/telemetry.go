@@ -25,20 +25,37 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 
-	messages   *prometheus.CounterVec
-	foreign    prometheus.Counter
-	overflow   prometheus.Counter
-	looks      prometheus.Histogram
-	lookErrors prometheus.Counter
-	connected  prometheus.Gauge
-	configured prometheus.Gauge
-	facts      *prometheus.CounterVec
-	commits    prometheus.Histogram
-	published  prometheus.Histogram
-	duplicates prometheus.Counter
-	states     prometheus.Counter
-	failures   prometheus.Counter
+	messages    *prometheus.CounterVec
+	initiations *prometheus.CounterVec
+	foreign     prometheus.Counter
+	overflow    prometheus.Counter
+	looks       prometheus.Histogram
+	lookErrors  prometheus.Counter
+	connected   prometheus.Gauge
+	configured  prometheus.Gauge
+	facts       *prometheus.CounterVec
+	commits     prometheus.Histogram
+	published   prometheus.Histogram
+	duplicates  prometheus.Counter
+	states      prometheus.Counter
+	failures    prometheus.Counter
 }
+
+// Outcome is what an initiation with a right mac1 came to.
+type Outcome string
+
+// The outcomes of an initiation.
+const (
+	Known     Outcome = "known"     // from a configured peer
+	Unknown   Outcome = "unknown"   // from the proven holder of another key
+	Replayed  Outcome = "replayed"  // its timestamp, or a later one, was seen before
+	ClockOff  Outcome = "clock_off" // from another key, and more than ten minutes off our clock
+	Unproven  Outcome = "unproven"  // it claims a key, and its sender does not hold it
+	Unopened  Outcome = "unopened"  // not sealed for this interface
+	Skipped   Outcome = "skipped"   // too many: not opened, and made up for by a look
+	Ambiguous Outcome = "ambiguous" // it may be for several interfaces with one key
+	Crowded   Outcome = "crowded"   // from another key, while too many of them waited for a look
+)
 
 // fast are the buckets of what takes from a tenth of a millisecond to seconds.
 var fast = prometheus.ExponentialBuckets(0.0001, 2, 16)
@@ -52,26 +69,30 @@ func New() *Metrics {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "wgherald", Subsystem: "probe", Name: name, Help: help, Buckets: fast})
 	}
 	m := &Metrics{
-		registry:   prometheus.NewRegistry(),
-		messages:   prometheus.NewCounterVec(opts("messages_total", "WireGuard messages that concern a watched interface."), []string{"kind"}),
-		foreign:    prometheus.NewCounter(opts("foreign_messages_total", "Handshake messages whose mac1 fits no watched interface.")),
-		overflow:   prometheus.NewCounter(opts("message_overflow_total", "Messages dropped because the probe was busy; a look makes up for them.")),
-		looks:      histogram("look_seconds", "Time to read one device."),
-		lookErrors: prometheus.NewCounter(opts("look_errors_total", "Devices that could not be read.")),
-		connected:  prometheus.NewGauge(prometheus.GaugeOpts(opts("peers_connected", "Peers with a session."))),
-		configured: prometheus.NewGauge(prometheus.GaugeOpts(opts("peers_configured", "Configured peers."))),
-		facts:      prometheus.NewCounterVec(opts("events_total", "Events stored."), []string{"type"}),
-		commits:    histogram("commit_seconds", "Time to store a change on disk."),
-		published:  histogram("publish_seconds", "Time from sending an event to the broker's ack."),
-		duplicates: prometheus.NewCounter(opts("publish_duplicates_total", "Events that the broker already had: re-sends after a crash or a lost ack.")),
-		states:     prometheus.NewCounter(opts("states_published_total", "Peer states put for latecomers.")),
-		failures:   prometheus.NewCounter(opts("publish_failures_total", "Sends that the broker did not take.")),
+		registry:    prometheus.NewRegistry(),
+		messages:    prometheus.NewCounterVec(opts("messages_total", "WireGuard messages that concern a watched interface."), []string{"kind"}),
+		initiations: prometheus.NewCounterVec(opts("initiations_total", "Handshake initiations for a watched interface, by what they came to."), []string{"outcome"}),
+		foreign:     prometheus.NewCounter(opts("foreign_messages_total", "Handshake messages whose mac1 fits no watched interface.")),
+		overflow:    prometheus.NewCounter(opts("message_overflow_total", "Messages dropped because the probe was busy; a look makes up for them.")),
+		looks:       histogram("look_seconds", "Time to read one device."),
+		lookErrors:  prometheus.NewCounter(opts("look_errors_total", "Devices that could not be read.")),
+		connected:   prometheus.NewGauge(prometheus.GaugeOpts(opts("peers_connected", "Peers with a session."))),
+		configured:  prometheus.NewGauge(prometheus.GaugeOpts(opts("peers_configured", "Configured peers."))),
+		facts:       prometheus.NewCounterVec(opts("events_total", "Events stored."), []string{"type"}),
+		commits:     histogram("commit_seconds", "Time to store a change on disk."),
+		published:   histogram("publish_seconds", "Time from sending an event to the broker's ack."),
+		duplicates:  prometheus.NewCounter(opts("publish_duplicates_total", "Events that the broker already had: re-sends after a crash or a lost ack.")),
+		states:      prometheus.NewCounter(opts("states_published_total", "Peer states put for latecomers.")),
+		failures:    prometheus.NewCounter(opts("publish_failures_total", "Sends that the broker did not take.")),
 	}
 	for _, t := range events.Types() {
 		m.facts.WithLabelValues(string(t)) // every type shows from the start, at zero
 	}
+	for _, o := range []Outcome{Known, Unknown, Replayed, ClockOff, Unproven, Unopened, Skipped, Ambiguous, Crowded} {
+		m.initiations.WithLabelValues(string(o))
+	}
 	m.registry.MustRegister(
-		m.messages, m.foreign, m.overflow, m.looks, m.lookErrors, m.connected, m.configured, m.facts, m.commits, m.published,
+		m.messages, m.initiations, m.foreign, m.overflow, m.looks, m.lookErrors, m.connected, m.configured, m.facts, m.commits, m.published,
 		m.duplicates, m.states, m.failures,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -90,6 +111,9 @@ func (m *Metrics) Counter(name, help string, read func() float64) {
 
 // Message counts a message for a watched interface.
 func (m *Metrics) Message(kind wgmsg.Kind) { m.messages.WithLabelValues(kind.String()).Inc() }
+
+// Initiation counts an initiation with a right mac1.
+func (m *Metrics) Initiation(o Outcome) { m.initiations.WithLabelValues(string(o)).Inc() }
 
 // Foreign counts a handshake message for nobody here.
 func (m *Metrics) Foreign() { m.foreign.Inc() }

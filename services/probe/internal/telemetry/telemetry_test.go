@@ -57,6 +57,7 @@ func TestMetrics(t *testing.T) {
 	m.Counter("capture_dropped_total", "Help.", func() float64 { return 7 })
 	m.Message(wgmsg.Initiation)
 	m.Foreign()
+	m.Initiation(telemetry.Unknown)
 	m.Overflow()
 	m.Looked(time.Millisecond)
 	m.LookFailed()
@@ -83,6 +84,8 @@ func TestMetrics(t *testing.T) {
 		`wgherald_probe_peers_configured 5`,
 		`wgherald_probe_events_total{type="wg.peer.connected"} 1`,
 		`wgherald_probe_events_total{type="wg.peer.disconnected"} 0`,
+		`wgherald_probe_initiations_total{outcome="unknown"} 1`,
+		`wgherald_probe_initiations_total{outcome="replayed"} 0`,
 		`wgherald_probe_commit_seconds_count 1`,
 		`wgherald_probe_publish_seconds_count 2`,
 		`wgherald_probe_publish_duplicates_total 1`,
@@ -95,7 +98,7 @@ func TestMetrics(t *testing.T) {
 	}
 	// Labels come from closed sets.
 	for _, label := range regexp.MustCompile(`(?m)^wgherald\w+\{(\w+)=`).FindAllStringSubmatch(text, -1) {
-		if l := label[1]; l != "kind" && l != "type" && l != "le" {
+		if l := label[1]; l != "kind" && l != "outcome" && l != "type" && l != "le" {
 			t.Errorf("there is a label %s", l)
 		}
 	}

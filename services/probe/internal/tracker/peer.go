@@ -11,16 +11,20 @@ import (
 
 // PeerState is what is remembered of a peer between looks and runs.
 //
-// A peer is configured or not, and a configured one is connected or not:
+// A peer is configured or not, and a configured one is disconnected, connected or quiet. Quiet is disconnected, too, for everyone but the tracker: the
+// peer was called silent or unreachable, and its session has not run out.
 //
-//	                 added                    a handshake that is new and younger than 180 s
-//	not configured ─────────► disconnected ─────────────────────────────────────────────────► connected ─┐ roamed
-//	      ▲                    │    ▲                                                           │  │  ▲──┘ changed
-//	      └────────────────────┘    └───────────────────────────────────────────────────────────┘  │
-//	      ▲     removed                 expired: 180 s after the last handshake                    │
-//	      │                             interface_down: the interface went                         │
-//	      └────────────────────────────────────────────────────────────────────────────────────────┘
-//	            disconnected (removed), then removed
+//	                 added                   connected: a handshake that is new and younger than 180 s
+//	not configured ─────────► disconnected ─────────────────────────────────────────────────────────► connected ─┐ roamed
+//	      ▲                     │  ▲   ▲                                                                │ │ │ ▲ ▲─┘ changed
+//	      ├─────────────────────┘  │   └────────────────────────────────────────────────────────────────┘ │ │ │
+//	      │      removed           │       disconnected: expired, 180 s after the last handshake;         │ │ │
+//	      │                        │       interface_down, the interface went                             │ │ │ connected, resumed:
+//	      │                        │                                     disconnected: silent, unreachable│ │ │ bytes or a handshake came
+//	      │                        └─────────────────────────────── quiet ◄───────────────────────────────┘ │ │ before the session ran out
+//	      │                          the session ran out: no event    └─────────────────────────────────────┼─┘
+//	      └─────────────────────────────────────────────────────────────────────────────────────────────────┘
+//	           disconnected (removed), then removed
 //
 // Peers found at the first look at an interface are its baseline: they are announced as state, not reported as added.
 type PeerState struct {
@@ -36,18 +40,26 @@ type PeerState struct {
 	RxBytes       uint64    `json:"rxBytes"`                // as the device last counted
 	TxBytes       uint64    `json:"txBytes"`
 
-	// While connected, of the current session:
+	// While connected or quiet, of the current session:
 	Connected bool            `json:"connected"`
+	Quiet     bool            `json:"quiet,omitempty"`
+	Resumed   bool            `json:"resumed,omitempty"` // it was quiet before
 	StartedAt time.Time       `json:"startedAt,omitzero"`
 	RxBase    uint64          `json:"rxBase"` // the device's count when it began
 	TxBase    uint64          `json:"txBase"`
 	LastSeen  events.Interval `json:"lastSeen,omitzero"`
 
-	Last *events.Session `json:"last,omitempty"` // the session that ended last
+	// On the clock that is never stepped; zero when that is not known, as after a reboot.
+	HandshakeBoot time.Duration `json:"handshakeBoot,omitempty"` // when LastHandshake was
+	StartedBoot   time.Duration `json:"startedBoot,omitempty"`   // when the session began
 
-	print         [16]byte      // of the preshared key, in this run
-	handshakeBoot time.Duration // when LastHandshake was, on the clock that is never stepped
-	startedBoot   time.Duration // when the session began, on that clock; zero when that was in an earlier run
+	Last  *events.Session `json:"last,omitempty"` // the session that ended last
+	Signs signs           `json:"signs,omitzero"` // how it speaks
+	// Stalled is true from the report that no session comes about until one does.
+	Stalled bool `json:"stalled,omitempty"`
+
+	print    [16]byte // of the preshared key, in this run
+	knocking knocking
 }
 
 // fell reports whether the device counts less than before, or has forgotten a handshake: it is not the peer that was known, only its key.
@@ -65,7 +77,7 @@ func (p *PeerState) take(o Peer) {
 }
 
 // observePeers compares every peer of a look with what is known of it.
-func (t *Tracker) observePeers(now Now, i *iface, d Device, baseline bool) Seen {
+func (t *Tracker) observePeers(asked, now Now, i *iface, d Device, baseline bool) Seen {
 	seen := Seen{Configured: len(d.Peers)}
 	found := make(map[events.Key]bool, len(d.Peers))
 	for _, o := range d.Peers {
@@ -87,16 +99,20 @@ func (t *Tracker) observePeers(now Now, i *iface, d Device, baseline bool) Seen 
 		} else {
 			t.reconfigure(now, i, p, o)
 		}
-		if t.live(now, i, p, o) {
-			// A packet's source has no zone, an endpoint may have one.
-			seen.Handshakes = append(seen.Handshakes, netip.AddrPortFrom(o.Endpoint.Addr().WithZone(""), o.Endpoint.Port()))
+		if t.live(asked, now, i, p, o) {
+			seen.Handshakes = append(seen.Handshakes, bare(o.Endpoint))
 		}
 		if p.Connected {
 			seen.Connected++
-			if at := p.handshakeBoot + RejectAfterTime; seen.Connected == 1 || at < seen.Deadline {
-				seen.Deadline = at
+			seen.by(p.HandshakeBoot + t.cfg.OfflineAfter)
+			if at := p.Signs.deadline(); t.cfg.Silence && at < never {
+				seen.by(at)
 			}
 		}
+		if p.Connected || p.Quiet {
+			seen.Live++
+		}
+		t.stall(asked, now, i, p, &seen)
 	}
 	return seen
 }
@@ -106,10 +122,12 @@ func (t *Tracker) add(now Now, i *iface, o Peer, baseline bool) *PeerState {
 	p := &PeerState{Interface: i.Name, PublicKey: o.PublicKey}
 	p.take(o)
 	p.RxBytes, p.TxBytes = 0, 0
+	p.Signs.blind(now.Boot)
 	if old := i.age(now, o.LastHandshake, false) >= RejectAfterTime; !baseline || !old {
 		p.LastHandshake = time.Time{} // for live to find
 	}
 	i.peers[o.PublicKey] = p
+	t.strangers.configure(o.PublicKey)
 	id := PeerID{i.Name, o.PublicKey}
 	delete(t.removed, id)
 	t.dirty[id] = true
@@ -127,10 +145,23 @@ func (t *Tracker) remove(now Now, i *iface, p *PeerState) {
 	}
 	t.Say(now.Wall, &events.Removed{Common: t.common(now, i), Peer: t.told(p)})
 	delete(i.peers, p.PublicKey)
+	if !t.isConfigured(p.PublicKey) {
+		t.strangers.remove(now, p.PublicKey)
+	}
 	id := PeerID{i.Name, p.PublicKey}
 	delete(t.dirty, id)
 	delete(t.announce, id)
 	t.removed[id] = true
+}
+
+// isConfigured reports whether any interface has a peer with this key.
+func (t *Tracker) isConfigured(key events.Key) bool {
+	for _, i := range t.interfaces {
+		if i.peers[key] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // reconfigure says what changed in a peer's configuration.
@@ -151,6 +182,9 @@ func (t *Tracker) reconfigure(now Now, i *iface, p *PeerState, o Peer) {
 		c.PresharedKey = events.PresharedKeyReplaced
 	}
 	p.AllowedIPs, p.Keepalive, p.PresharedKey, p.print = o.AllowedIPs, o.Keepalive, o.PresharedKey.Set, o.PresharedKey.Print
+	if c.PresharedKey != "" {
+		p.Stalled, p.knocking = false, knocking{} // if it still does not work, that is news
+	}
 	if c != (events.PeerChanges{}) {
 		t.mark(i, p)
 		t.Say(now.Wall, &events.Changed{Common: t.common(now, i), Peer: t.told(p), Changes: c})
@@ -158,24 +192,52 @@ func (t *Tracker) reconfigure(now Now, i *iface, p *PeerState, o Peer) {
 }
 
 // live decides whether the peer has a session and from where, and reports whether its last handshake moved.
-func (t *Tracker) live(now Now, i *iface, p *PeerState, o Peer) (moved bool) {
+func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bool) {
 	// Any other time is a new handshake, not only a later one: the device reads the wall clock, which may have been stepped back.
 	other := !o.LastHandshake.Equal(p.LastHandshake)
 	moved = other && !o.LastHandshake.IsZero() && !o.LastHandshake.Equal(i.ended[o.PublicKey])
-	if moved || p.handshakeBoot == 0 {
-		p.handshakeBoot = now.Boot - i.age(now, o.LastHandshake, moved)
+	previous := p.handshakeAge(now)
+	if moved || p.HandshakeBoot == 0 {
+		p.HandshakeBoot = now.Boot - i.age(now, o.LastHandshake, moved)
 	}
+	overdue := now.Boot - p.HandshakeBoot - t.cfg.OfflineAfter
 	was, from := p.Connected, p.Endpoint
-	if was && o.RxBytes > p.RxBytes {
-		p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
+	w := window{
+		From: i.lastLook.Boot, To: now.Boot, Rx: o.RxBytes - p.RxBytes, Tx: o.TxBytes - p.TxBytes, Handshake: moved, Keepalive: o.Keepalive,
 	}
-	if moved && !was {
-		p.Connected, p.StartedAt, p.startedBoot = true, o.LastHandshake, p.handshakeBoot
+	alive := w.alive()
+	watched := i.looked && !i.blind && i.cause == ""
+	if watched {
+		p.Signs.look(w)
+	} else {
+		p.Signs.blind(now.Boot)
+	}
+
+	switch {
+	case was:
+		if alive {
+			p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
+		}
+	case p.Quiet && (moved && previous-(now.Boot-p.HandshakeBoot) < t.cfg.OfflineAfter || !moved && alive && overdue < 0):
+		p.Connected, p.Quiet, p.Resumed = true, false, true
+		p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
+		p.Signs.resumed(now.Boot)
+	case moved:
+		p.Connected, p.Quiet, p.Resumed = true, false, false
+		p.StartedAt, p.StartedBoot = o.LastHandshake, p.HandshakeBoot
 		p.LastSeen = i.life(now, o.LastHandshake, o.LastHandshake)
 		p.RxBase, p.TxBase = p.RxBytes, p.TxBytes
 		if !i.looked {
 			p.RxBase, p.TxBase = o.RxBytes, o.TxBytes // nobody knows how much of it is this session's
 		}
+		p.Signs.begin(now.Boot)
+	}
+	if p.Connected {
+		p.Stalled, p.knocking = false, knocking{}
+	}
+	if p.Quiet && overdue >= 0 {
+		p.Quiet = false
+		t.dirty[PeerID{i.Name, p.PublicKey}] = true
 	}
 	roamed := was && from.IsValid() && o.Endpoint.IsValid() && o.Endpoint != from
 	if other || roamed {
@@ -183,15 +245,24 @@ func (t *Tracker) live(now Now, i *iface, p *PeerState, o Peer) (moved bool) {
 	}
 	p.take(o)
 
-	if moved && !was {
+	if p.Connected && !was {
+		at := now
+		if moved {
+			at = Now{Wall: p.LastHandshake, Boot: p.HandshakeBoot}
+		}
 		t.mark(i, p)
-		t.Say(p.StartedAt, &events.Connected{
-			Common: t.common(now, i), Peer: t.told(p), Session: p.session(Now{Wall: p.StartedAt, Boot: p.startedBoot}),
-		})
+		t.Say(at.Wall, &events.Connected{Common: t.common(now, i), Peer: t.told(p), Session: p.session(at)})
 	}
-	if overdue := now.Boot - p.handshakeBoot - RejectAfterTime; p.Connected && overdue >= 0 {
+	if p.Connected && overdue >= 0 {
 		t.disconnect(now, i, p, overdue, events.Expired)
 		return moved
+	}
+	if p.Connected && watched && t.cfg.Silence {
+		if reason, gone := p.Signs.verdict(asked.Boot); gone {
+			t.disconnect(now, i, p, 0, reason)
+			p.Quiet = true
+			return moved
+		}
 	}
 	if roamed {
 		t.mark(i, p)
@@ -201,6 +272,14 @@ func (t *Tracker) live(now Now, i *iface, p *PeerState, o Peer) (moved bool) {
 		})
 	}
 	return moved
+}
+
+// handshakeAge returns how long ago the last handshake was that is known so far.
+func (p *PeerState) handshakeAge(now Now) time.Duration {
+	if p.HandshakeBoot == 0 {
+		return now.Wall.Sub(p.LastHandshake)
+	}
+	return now.Boot - p.HandshakeBoot
 }
 
 // age returns how long ago a handshake was. The device tells wall time. A handshake that moved is younger than the look before this one. Where the
@@ -248,8 +327,17 @@ func (t *Tracker) disconnect(now Now, i *iface, p *PeerState, ago time.Duration,
 	p.LastSeen = clip(p.LastSeen, end.Wall)
 	session := p.session(end)
 	p.Connected, p.Last = false, &session
+	var cause events.Cause
+	switch reason {
+	case events.Expired, events.Silent, events.Unreachable:
+		cause = i.cause
+		if p.HandshakeBoot < i.changed {
+			cause = events.CauseInterfaceChanged
+		}
+	case events.PeerWasRemoved, events.InterfaceIsDown:
+	}
 	t.mark(i, p)
-	t.Say(end.Wall, &events.Disconnected{Common: t.common(now, i), Peer: t.told(p), Session: session, Reason: reason})
+	t.Say(end.Wall, &events.Disconnected{Common: t.common(now, i), Peer: t.told(p), Session: session, Reason: reason, Cause: cause})
 }
 
 // mark notes that a peer's state is to be stored and announced.
@@ -288,10 +376,10 @@ func (t *Tracker) state(now Now, p *PeerState) events.State {
 	return s
 }
 
-// session returns the session as of the given time. How long it lasted is measured, unless it began in an earlier run.
+// session returns the session as of the given time. How long it lasted is measured, unless it began before the host was rebooted.
 func (p *PeerState) session(at Now) events.Session {
-	lasted := at.Boot - p.startedBoot
-	if p.startedBoot == 0 {
+	lasted := at.Boot - p.StartedBoot
+	if p.StartedBoot == 0 {
 		lasted = at.Wall.Sub(p.StartedAt)
 	}
 	return events.Session{
@@ -301,6 +389,7 @@ func (p *PeerState) session(at Now) events.Session {
 		RxBytes:         p.RxBytes - min(p.RxBase, p.RxBytes),
 		TxBytes:         p.TxBytes - min(p.TxBase, p.TxBytes),
 		DurationSeconds: int64(max(0, lasted) / time.Second),
+		Resumed:         p.Resumed,
 	}
 }
 

@@ -9,11 +9,11 @@ import (
 
 // naiveNext is what Next returns, by a walk over all that is waited for.
 func naiveNext(s *Schedule) time.Duration {
-	next := min(s.sample, s.soon)
+	next := min(s.deadline, s.soon)
 	for _, w := range s.waiting {
 		next = min(next, w.next)
 	}
-	return max(next, s.notBefore)
+	return min(max(next, s.notBefore), s.sample)
 }
 
 // TestNextIsThatOfAWalk: whatever is heard and seen, the head of the queue is the next question of all.

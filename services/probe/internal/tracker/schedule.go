@@ -28,6 +28,15 @@ const (
 	budgetShare = 0.01
 	budgetBurst = 500 * time.Millisecond
 	budgetDebt  = SampleInterval / 100
+	// budgetReserve is what looks without cause leave for those with one: that a session comes about is not found late because all was sampled away.
+	// maxStretch is the longest that a look without cause waits for it.
+	budgetReserve = budgetBurst / 2
+	maxStretch    = 2 * SampleInterval
+
+	// doubtInterval is the least time between two looks because of initiations that name no configured peer or were not opened.
+	doubtInterval = 500 * time.Millisecond
+	// deadlineInterval is the least time from a look to the next one because of a deadline: of many that are close together, one look finds all.
+	deadlineInterval = time.Second
 
 	// maxWaiting bounds the addresses that an answer is awaited for: anyone may send an initiation.
 	maxWaiting = 4096
@@ -40,7 +49,9 @@ type Schedule struct {
 	waiting   map[netip.AddrPort]*wait
 	queue     queue         // what is in waiting, the next question first
 	sample    time.Duration // the next look without cause
+	deadline  time.Duration // a look may find something out then, or never
 	soon      time.Duration // somebody wishes a look, or never
+	doubted   time.Duration // the latest look that was wished because of a doubt
 	notBefore time.Duration // the budget allows none earlier
 	balance   time.Duration // of the budget
 	credited  time.Duration // up to when
@@ -83,7 +94,9 @@ func (q *queue) Pop() any {
 
 // NewSchedule returns the schedule of a device that was never looked at: its first look is due now.
 func NewSchedule(now time.Duration, packets bool) *Schedule {
-	return &Schedule{packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, soon: never, balance: budgetBurst, credited: now}
+	return &Schedule{
+		packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, deadline: never, soon: never, doubted: now - doubtInterval, balance: budgetBurst, credited: now,
+	}
 }
 
 // Initiation tells that src sent this device an initiation. The session begins with the first data packet, so the first question is late.
@@ -128,19 +141,34 @@ func (s *Schedule) forget(src netip.AddrPort) {
 // Soon asks for a look at the given time at the latest.
 func (s *Schedule) Soon(at time.Duration) { s.soon = min(s.soon, at) }
 
+// Skipped tells that somebody sent this device an initiation that nobody had the time to open: what comes of it, a look will tell.
+func (s *Schedule) Skipped(now time.Duration) { s.Soon(now + doubtInterval) }
+
+// Doubt asks for a look because of an initiation whose key is not configured as far as is known. However many there are, they cause no more than one
+// look per doubtInterval.
+func (s *Schedule) Doubt(now time.Duration) {
+	if s.doubted <= now {
+		s.doubted = max(now, s.doubted+doubtInterval)
+	}
+	s.Soon(s.doubted)
+}
+
 // Next returns when the device is to be looked at.
 func (s *Schedule) Next() time.Duration {
-	next := min(s.sample, s.soon)
+	next := min(s.deadline, s.soon)
 	if len(s.queue) > 0 {
 		next = min(next, s.queue[0].next)
 	}
-	return max(next, s.notBefore)
+	return min(max(next, s.notBefore), s.sample)
 }
 
 // Looked takes in what a look saw, which was asked for at one time and answered by another. It answers only what was due when it was asked for.
 func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
 	for _, src := range seen.Handshakes {
 		s.forget(src)
+	}
+	for _, src := range seen.Late {
+		s.Initiation(answered, src)
 	}
 	for src, w := range s.waiting {
 		for w.next <= asked && w.step <= confirmLimit {
@@ -157,13 +185,14 @@ func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
 	case !s.packets, seen.Keyless:
 		// Without a key, nobody can tell whether a handshake is for this device; and it is about to be set up.
 		s.sample = answered + BlindInterval
-	case seen.Connected > 0:
+	case seen.Live > 0:
 		s.sample = answered + SampleInterval
 	default:
 		s.sample = answered + SafetyInterval
 	}
-	if seen.Connected > 0 {
-		s.sample = min(s.sample, seen.Deadline)
+	s.deadline = never
+	if seen.Deadline != 0 {
+		s.deadline = max(seen.Deadline, answered+deadlineInterval)
 	}
 	s.spend(answered, answered-asked)
 }
@@ -176,7 +205,7 @@ func (s *Schedule) Failed(asked, answered time.Duration) {
 		}
 	}
 	s.asked(asked)
-	s.sample = answered + SampleInterval
+	s.sample, s.deadline = answered+SampleInterval, never
 	s.spend(answered, answered-asked)
 }
 
@@ -191,14 +220,20 @@ func (s *Schedule) asked(at time.Duration) {
 // at the latest.
 //
 // The cost is the time that the look took, and that may be far more than it cost: the device's process may have been stopped, or the host asleep. So
-// one look costs budgetBurst at most, and debts beyond budgetDebt are forgiven. Looks of up to budgetDebt (100 ms) hence take budgetShare on average;
-// where looks are so dear that 1 % would mean more than 10 s between them, there is one in 10 s.
+// one look costs budgetBurst at most, and debts beyond budgetDebt are forgiven. Looks of up to 200 ms hence take budgetShare on average when there is no
+// cause for them, and those of up to budgetDebt (100 ms) always; where looks are dearer, there is one in maxStretch, and with a cause one in 10 s.
 func (s *Schedule) spend(now, cost time.Duration) {
 	earned := time.Duration(math.Round(float64(now-s.credited) * budgetShare))
 	s.balance = max(-budgetDebt, min(budgetBurst, s.balance+earned)-min(budgetBurst, cost))
 	s.credited = now
 	s.notBefore = 0
 	if s.balance < 0 {
-		s.notBefore = now + time.Duration(float64(-s.balance)/budgetShare)
+		s.notBefore = s.solvent(0)
 	}
+	s.sample = max(s.sample, min(s.solvent(budgetReserve), now+maxStretch))
+}
+
+// solvent returns when the balance will have reached an amount.
+func (s *Schedule) solvent(amount time.Duration) time.Duration {
+	return s.credited + time.Duration(float64(max(0, amount-s.balance))/budgetShare)
 }

@@ -167,8 +167,8 @@ func TestSampling(t *testing.T) {
 		want    []time.Duration
 	}{
 		"nobody is connected":        {true, tracker.Seen{Configured: 5}, []time.Duration{time.Minute, 2 * time.Minute}},
-		"somebody is connected":      {true, tracker.Seen{Connected: 1, Deadline: began + time.Hour}, times(10*time.Second, 12)},
-		"until the end of a session": {true, tracker.Seen{Connected: 1, Deadline: began + 25*time.Second}, nil},
+		"somebody is connected":      {true, tracker.Seen{Live: 1, Deadline: began + time.Hour}, times(10*time.Second, 12)},
+		"until the end of a session": {true, tracker.Seen{Live: 1, Deadline: began + 25*time.Second}, nil},
 		"packets cannot be seen":     {false, tracker.Seen{}, times(time.Second, 120)},
 		"the device has no key yet":  {true, tracker.Seen{Keyless: true}, times(time.Second, 120)},
 	} {
@@ -219,7 +219,7 @@ func TestBudget(t *testing.T) {
 				now = max(now, next)
 				cost := time.Duration(r.Int64N(int64(most)))
 				if r.IntN(10) > 0 {
-					s.Looked(now, now+cost, tracker.Seen{Connected: 1, Deadline: now + time.Minute})
+					s.Looked(now, now+cost, tracker.Seen{Live: 1, Deadline: now + time.Minute})
 				} else {
 					s.Failed(now, now+cost)
 				}
@@ -229,8 +229,11 @@ func TestBudget(t *testing.T) {
 				if allowed := (now-began)/100 + 500*ms + counts + time.Microsecond; counted > allowed || most <= counts && spent > allowed {
 					t.Fatalf("seed %d: looks took %v in %v, and count %v; want at most %v", seed, spent, now-began, counted, allowed)
 				}
-				if wait := s.Next() - now; wait > tracker.SampleInterval {
-					t.Fatalf("seed %d: the next look is %v away, want 10s at most", seed, wait)
+				if wait := s.Next() - now; wait > 2*tracker.SampleInterval {
+					t.Fatalf("seed %d: the next look is %v away, want 20s at most", seed, wait)
+				}
+				if s.Soon(now); s.Next()-now > tracker.SampleInterval {
+					t.Fatalf("seed %d: the next look is %v away though somebody wishes one, want 10s at most", seed, s.Next()-now)
 				}
 				continue
 			}
@@ -246,16 +249,16 @@ func TestSlowLook(t *testing.T) {
 		s := tracker.NewSchedule(began, true)
 		at := began
 		for range 20 {
-			s.Looked(at, at+cost, tracker.Seen{Connected: 1, Deadline: never})
+			s.Looked(at, at+cost, tracker.Seen{Live: 1, Deadline: never})
 			at += cost
-			if wait := s.Next() - at; wait > tracker.SampleInterval {
-				t.Fatalf("after looks of %v, the next is %v away, want 10s at most", cost, wait)
+			if wait := s.Next() - at; wait > 2*tracker.SampleInterval {
+				t.Fatalf("after looks of %v, the next is %v away, want 20s at most", cost, wait)
 			}
 			at = s.Next()
 		}
 		// Nor is it remembered for long: cheap looks have their budget again.
 		at += 2 * tracker.SampleInterval
-		s.Looked(at, at+ms, tracker.Seen{Connected: 1, Deadline: never})
+		s.Looked(at, at+ms, tracker.Seen{Live: 1, Deadline: never})
 		s.Response(at+ms, src(1))
 		if wait := s.Next() - at; wait != ms {
 			t.Errorf("after looks of %v and a rest, the next is %v away, want 1ms", cost, wait)
@@ -309,7 +312,7 @@ func ExampleSchedule() {
 	fmt.Println("an initiation:", s.Next())
 	s.FirstData(5*time.Second+20*ms, peer)
 	fmt.Println("first data:   ", s.Next())
-	s.Looked(s.Next(), s.Next(), tracker.Seen{Handshakes: []netip.AddrPort{peer}, Connected: 1, Deadline: 185 * time.Second})
+	s.Looked(s.Next(), s.Next(), tracker.Seen{Handshakes: []netip.AddrPort{peer}, Live: 1, Deadline: 185 * time.Second})
 	fmt.Println("connected:    ", s.Next())
 	// Output:
 	// nothing heard: 1m0s

@@ -1,6 +1,8 @@
 package tracker_test
 
 import (
+	"cmp"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,14 +24,22 @@ import (
 //	unpeer A                           the peer is taken out of the configuration
 //	replace A                          it is taken out and put in again
 //	handshake A ADDR                   a handshake is confirmed; the peer is at ADDR
+//	knock A ADDR [clock=-1h]           an initiation of A's arrives and no session comes about; A may be anyone, and A's clock may be wrong
+//	replay A ADDR                      somebody sends A's latest initiation again
 //	roam A ADDR                        data comes from ADDR
 //	traffic A rx=N tx=N                bytes are counted
 //	clock +1h                          somebody sets the wall clock
+//	suspend 10m                        the host sleeps
+//	every 25s [as=N] [skip=20] …       from now on, the rest of the line happens each 25 s, every 20th time left out; {n} counts
+//	end N                              no longer
 //	reboot                             the host starts again: interfaces keep names, indexes and peers, and have counted nothing
 //
 //	start                              the probe starts with what it stored; also after an earlier start, which then was a crash or a stop
 //	stop                               it no longer learns anything
 //	look wg0                           it looks at a device, and stores what comes out
+//	watch wg0 10m                      it looks, for so long, whenever its Schedule says so
+//	offline 300s                       the next start has this OfflineAfter
+//	silence off                        the next start says neither silent nor unreachable
 //
 // Peers are on wg0 unless on=wg1 says otherwise. What comes out stands below each line, as "want …".
 type script struct {
@@ -37,8 +47,25 @@ type script struct {
 	tracker *tracker.Tracker // nil while no probe runs
 	form    tracker.EndpointForm
 	stored  map[string][]byte // by interface, and by interface and peer
+	keys    map[events.Key][]byte
 	seq     uint64
 	rules   *rules
+
+	offlineAfter time.Duration
+	silence      bool
+	schedules    map[string]*tracker.Schedule
+	habits       []*habit
+	stamps       map[events.Key][12]byte // of the latest initiation
+}
+
+// habit is a line that happens again and again.
+type habit struct {
+	name  string
+	line  string
+	every time.Duration
+	next  time.Duration // since the beginning
+	skip  int
+	n     int
 }
 
 const node = "vpn-1"
@@ -48,13 +75,17 @@ var origin = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 
 func newScript() *script {
 	return &script{
-		world: &world{boot: time.Hour, wall: origin, next: 5}, form: tracker.EndpointFull, stored: map[string][]byte{}, rules: newRules(),
+		world: &world{boot: time.Hour, awake: time.Hour, wall: origin, next: 5, bootID: "boot"}, form: tracker.EndpointFull,
+		stored: map[string][]byte{}, keys: map[events.Key][]byte{}, rules: newRules(), offlineAfter: tracker.RejectAfterTime, silence: true,
+		schedules: map[string]*tracker.Schedule{}, stamps: map[events.Key][12]byte{},
 	}
 }
 
 // world is what is really there.
 type world struct {
 	boot       time.Duration
+	awake      time.Duration
+	bootID     string
 	wall       time.Time
 	since      time.Duration // the beginning
 	next       int           // ifindex
@@ -129,13 +160,50 @@ func (s *script) run(line string) ([]string, error) {
 	if err != nil || at < s.world.since {
 		return nil, fmt.Errorf("time %s is none, or earlier than the line before", fields[0])
 	}
-	s.world.boot += at - s.world.since
-	s.world.wall = s.world.wall.Add(at - s.world.since)
-	s.world.since = at
+	if err := s.until(at); err != nil {
+		return nil, err
+	}
+	return s.do(fields[1], fields[2:])
+}
 
-	verb, args := fields[1], []string(nil)
+// until lets time pass, and what happens again and again happen.
+func (s *script) until(at time.Duration) error {
+	for {
+		var due *habit
+		for _, h := range s.habits {
+			if h.next <= at && (due == nil || h.next < due.next) {
+				due = h
+			}
+		}
+		if due == nil {
+			s.world.pass(at - s.world.since)
+			return nil
+		}
+		s.world.pass(max(0, due.next-s.world.since))
+		due.next += due.every
+		due.n++
+		if due.skip > 0 && due.n%due.skip == 0 {
+			continue
+		}
+		fields := strings.Fields(strings.ReplaceAll(due.line, "{n}", strconv.Itoa(due.n)))
+		if out, err := s.do(fields[0], fields[1:]); err != nil || len(out) > 0 {
+			return fmt.Errorf("every %v: %s: %v, %w", due.every, due.line, out, err)
+		}
+	}
+}
+
+func (w *world) pass(d time.Duration) {
+	w.since += d
+	w.boot += d
+	w.awake += d
+	w.wall = w.wall.Add(d)
+}
+
+// do lets one thing happen and returns what came out.
+func (s *script) do(verb string, fields []string) ([]string, error) {
+	var args []string
 	options := map[string]string{}
-	for _, f := range fields[2:] {
+	for _, f := range fields {
 		if k, v, ok := strings.Cut(f, "="); ok {
 			options[k] = v
 		} else {
@@ -151,6 +219,51 @@ func (s *script) run(line string) ([]string, error) {
 	switch verb {
 	case "interface":
 		return s.iface(arg(0), arg(1), arg(2), options)
+	case "every":
+		every, err := time.ParseDuration(arg(0))
+		if err != nil {
+			return nil, err
+		}
+		h := &habit{name: options["as"], every: every, next: s.world.since + every}
+		h.skip, _ = strconv.Atoi(options["skip"])
+		h.line = strings.Join(slices.DeleteFunc(slices.Clone(fields[1:]), func(f string) bool {
+			return strings.HasPrefix(f, "as=") || strings.HasPrefix(f, "skip=")
+		}), " ")
+		s.habits = append(s.habits, h)
+		return nil, nil
+	case "end":
+		before := len(s.habits)
+		s.habits = slices.DeleteFunc(s.habits, func(h *habit) bool { return h.name == arg(0) })
+		if len(s.habits) == before {
+			return nil, fmt.Errorf("nothing happens as %s", arg(0))
+		}
+		return nil, nil
+	case "suspend":
+		d, err := time.ParseDuration(arg(0))
+		s.world.boot += d
+		s.world.wall = s.world.wall.Add(d)
+		return nil, err
+	case "offline":
+		var err error
+		s.offlineAfter, err = time.ParseDuration(arg(0))
+		return nil, err
+	case "silence":
+		s.silence = arg(0) == "auto"
+		return nil, nil
+	case "watch":
+		d, err := time.ParseDuration(arg(1))
+		if err != nil {
+			return nil, err
+		}
+		return s.watch(arg(0), d)
+	case "knock", "replay":
+		on := cmp.Or(options["on"], "wg0")
+		i := s.world.find(on)
+		if i == nil {
+			return nil, fmt.Errorf("there is no %s", on)
+		}
+		off, _ := time.ParseDuration(options["clock"])
+		return nil, s.knock(i, keyOf(arg(0)), arg(1), off, verb == "replay")
 	case "peer", "unpeer", "replace", "handshake", "roam", "traffic":
 		on := options["on"]
 		if on == "" {
@@ -168,7 +281,8 @@ func (s *script) run(line string) ([]string, error) {
 		return nil, err
 	case "reboot":
 		s.tracker = nil
-		s.world.boot = time.Minute
+		s.world.boot, s.world.awake = time.Minute, time.Minute
+		s.world.bootID += "+"
 		for _, i := range s.world.interfaces {
 			i.fresh()
 		}
@@ -188,14 +302,86 @@ func (s *script) run(line string) ([]string, error) {
 		}
 		d := i.Device
 		d.Peers = slices.Clone(d.Peers)
-		s.tracker.Observe(s.now(), s.now(), d)
+		seen := s.tracker.Observe(s.now(), s.now(), d)
+		s.schedule(i.Name).Looked(s.world.boot, s.world.boot, seen)
 		return s.take(i)
 	default:
 		return nil, fmt.Errorf("what is %q?", verb)
 	}
 }
 
-func (s *script) now() tracker.Now { return tracker.Now{Wall: s.world.wall, Boot: s.world.boot} }
+func (s *script) now() tracker.Now {
+	return tracker.Now{Wall: s.world.wall, Boot: s.world.boot, Awake: s.world.awake}
+}
+
+func (s *script) schedule(name string) *tracker.Schedule {
+	if s.schedules[name] == nil {
+		s.schedules[name] = tracker.NewSchedule(s.world.boot, true)
+	}
+	return s.schedules[name]
+}
+
+// watch looks at an interface whenever its schedule says so.
+func (s *script) watch(name string, d time.Duration) ([]string, error) {
+	var out []string
+	for end := s.world.since + d; ; {
+		// What happens before the next look may bring it forward.
+		next := max(0, s.schedule(name).Next()-s.world.boot) + s.world.since
+		for _, h := range s.habits {
+			next = min(next, h.next)
+		}
+		if next > end {
+			return out, s.until(end)
+		}
+		if err := s.until(next); err != nil {
+			return out, err
+		}
+		if s.schedule(name).Next() > s.world.boot {
+			continue
+		}
+		said, err := s.do("look", []string{name})
+		out = append(out, said...)
+		if err != nil {
+			return out, err
+		}
+	}
+}
+
+// knock lets an initiation arrive that does not become a session.
+func (s *script) knock(i *wgInterface, key events.Key, from string, off time.Duration, again bool) error {
+	src, err := netip.ParseAddrPort(from)
+	if err != nil {
+		return err
+	}
+	if !again {
+		s.stamps[key] = tai64n(s.world.wall.Add(off))
+		if p := i.peer(key); p != nil {
+			p.RxBytes += 148
+			p.TxBytes += 92
+		}
+	}
+	if s.tracker == nil {
+		return nil
+	}
+	a := s.tracker.Knock(s.now(), tracker.Knock{Interface: i.Name, Key: key, Src: src, Timestamp: s.stamps[key]})
+	switch sch := s.schedule(i.Name); {
+	case a.Awaited:
+		sch.Initiation(s.world.boot, src)
+		if a.LookAt > 0 {
+			sch.Soon(a.LookAt)
+		}
+	case a.Pending:
+		sch.Doubt(s.world.boot)
+	}
+	return nil
+}
+
+// tai64n is the timestamp of an initiation that is made at a time (whitepaper §5.1).
+func tai64n(t time.Time) (stamp [12]byte) {
+	binary.BigEndian.PutUint64(stamp[:], 0x400000000000000a+uint64(t.Unix()))
+	binary.BigEndian.PutUint32(stamp[8:], uint32(t.Nanosecond()))
+	return stamp
+}
 
 // iface lets something happen to an interface.
 func (s *script) iface(name, what, to string, options map[string]string) ([]string, error) {
@@ -287,9 +473,14 @@ func (s *script) peer(i *wgInterface, verb string, key events.Key, to string, op
 		*p = tracker.Peer{PublicKey: key, AllowedIPs: p.AllowedIPs, Keepalive: p.Keepalive}
 		delete(i.alive, key)
 	case "handshake":
+		if err := s.knock(i, key, to, 0, false); err != nil {
+			return err
+		}
+		if src, err := netip.ParseAddrPort(to); err == nil {
+			s.schedule(i.Name).FirstData(s.world.boot, src)
+		}
 		p.LastHandshake = s.world.wall
-		p.RxBytes += 148 + 32 // initiation, first keepalive
-		p.TxBytes += 92
+		p.RxBytes += 32 // the first keepalive, after the initiation
 		i.alive[key] = s.world.boot
 		fallthrough
 	case "roam":
@@ -325,12 +516,21 @@ func (s *script) start() ([]string, error) {
 			return nil, err
 		}
 	}
+	var keys []tracker.KeyState
+	for _, value := range s.keys {
+		keys = append(keys, tracker.KeyState{})
+		if err := json.Unmarshal(value, &keys[len(keys)-1]); err != nil {
+			return nil, err
+		}
+	}
+	clear(s.schedules)
 	s.rules.started()
 	s.tracker = tracker.New(tracker.Config{
 		Node:     node,
 		Endpoint: s.form.Render,
 		Name:     func(k events.Key) (string, []string) { return strings.ToLower(nameOf(k)), nil },
-	}, interfaces, peers)
+		BootID:   s.world.bootID, OfflineAfter: s.offlineAfter, Silence: s.silence,
+	}, interfaces, peers, keys)
 	s.tracker.Present(s.now(), s.world.names(), true)
 	return s.take(nil)
 }
@@ -338,6 +538,7 @@ func (s *script) start() ([]string, error) {
 // take stores what came out and tells it. looked is the device that was looked at.
 func (s *script) take(looked *wgInterface) ([]string, error) {
 	batch := s.tracker.Take(s.now())
+	s.rules.now = s.world.boot
 	var out []string
 	for _, f := range batch.Facts {
 		s.seq++
@@ -367,6 +568,16 @@ func (s *script) take(looked *wgInterface) ([]string, error) {
 	for _, id := range batch.Removed {
 		delete(s.stored, id.Interface+"/"+nameOf(id.Key))
 	}
+	for _, k := range batch.Keys {
+		value, err := json.Marshal(k)
+		if err != nil {
+			return nil, err
+		}
+		s.keys[k.Key] = value
+	}
+	for _, key := range batch.Forgotten {
+		delete(s.keys, key)
+	}
 	for _, state := range batch.Announce {
 		if _, err := state.Encode(); err != nil {
 			return nil, err
@@ -376,7 +587,7 @@ func (s *script) take(looked *wgInterface) ([]string, error) {
 		}
 	}
 	if looked != nil {
-		return out, s.rules.looked(s.world, looked)
+		return out, s.rules.looked(s.world, looked, s.offlineAfter)
 	}
 	return out, nil
 }
@@ -394,10 +605,16 @@ func (s *script) describe(e *events.Event) string {
 	if p := e.Peer(); p != nil {
 		words = append(words, nameOf(p.PublicKey))
 	}
+	if d, ok := e.Data.(*events.Rejected); ok {
+		words = append(words, nameOf(d.PublicKey))
+	}
 	say("at=+%v", e.Time.Sub(origin))
 	session := func(v events.Session) {
 		say("started=+%v lasted=%ds seen=+%v..+%v rx=%d tx=%d", v.StartedAt.Sub(origin), v.DurationSeconds,
 			v.LastSeen.After.Sub(origin), v.LastSeen.Before.Sub(origin), v.RxBytes, v.TxBytes)
+		if v.Resumed {
+			say("resumed")
+		}
 	}
 	peer := func(p events.Peer) {
 		if p.Endpoint != "" {
@@ -421,7 +638,14 @@ func (s *script) describe(e *events.Event) string {
 		session(d.Session)
 	case *events.Disconnected:
 		say("%s", d.Reason)
+		if d.Cause != "" {
+			say("cause=%s", d.Cause)
+		}
 		session(d.Session)
+	case *events.Stalled:
+		say("attempts=%d since=+%v", d.Attempts, d.Since.Sub(origin))
+	case *events.Rejected:
+		say("endpoint=%s count=%d suppressed=%d", d.Endpoint, d.Count, d.Suppressed)
 	case *events.Roamed:
 		say("from=%s to=%s", d.From, d.To)
 		session(d.Session)
@@ -460,13 +684,18 @@ func (s *script) describe(e *events.Event) string {
 // rules are what holds for every story. They follow the events alone, as a subscriber does, and compare them with the world at each look.
 type rules struct {
 	up        map[string]bool
-	connected map[string]bool // by interface and peer
+	connected map[string]bool          // by interface and peer
+	quiet     map[string]bool          // by interface and peer: called silent or unreachable
+	lastLook  map[string]time.Duration // on the boot clock
+	now       time.Duration
 	first     map[string]bool // interfaces that were looked at in this run
 	stepped   bool            // the wall clock was: then a session may be taken for younger than it is, by no more than a look's distance
 }
 
 func newRules() *rules {
-	return &rules{up: map[string]bool{}, connected: map[string]bool{}, first: map[string]bool{}}
+	return &rules{
+		up: map[string]bool{}, connected: map[string]bool{}, quiet: map[string]bool{}, first: map[string]bool{}, lastLook: map[string]time.Duration{},
+	}
 }
 
 func (r *rules) started() { clear(r.first) }
@@ -474,7 +703,7 @@ func (r *rules) started() { clear(r.first) }
 func (r *rules) fact(e *events.Event) error {
 	name := e.Common().Interface
 	id := name + "/" + e.Subject
-	if e.Common().Inferred && r.first[name] {
+	if e.Common().Inferred && r.first[name] && r.now-r.lastLook[name] < 40*time.Second {
 		return fmt.Errorf("%s of %s is inferred, and the probe was not blind", e.Type, id)
 	}
 	toggle := func(set map[string]bool, key string, to bool) error {
@@ -493,6 +722,10 @@ func (r *rules) fact(e *events.Event) error {
 		if !r.up[name] {
 			return fmt.Errorf("%s connects to an interface that is down", id)
 		}
+		if d.Session.Resumed && !r.quiet[id] {
+			return fmt.Errorf("%s resumes, and was never quiet", id)
+		}
+		delete(r.quiet, id)
 		return toggle(r.connected, id, true)
 	case *events.Disconnected:
 		if r.up[name] == (d.Reason == events.InterfaceIsDown) {
@@ -501,7 +734,12 @@ func (r *rules) fact(e *events.Event) error {
 		if d.Session.LastSeen.Before.After(e.Time) {
 			return fmt.Errorf("%s was last seen before %v, and left at %v", id, d.Session.LastSeen.Before, e.Time)
 		}
+		r.quiet[id] = d.Reason == events.Silent || d.Reason == events.Unreachable
 		return toggle(r.connected, id, false)
+	case *events.Stalled:
+		if r.connected[id] {
+			return fmt.Errorf("%s stalls while connected", id)
+		}
 	case *events.Removed, *events.Roamed:
 		if _, roams := d.(*events.Roamed); r.connected[id] != roams {
 			return fmt.Errorf("%s of %s while connected: %v", e.Type, id, r.connected[id])
@@ -518,13 +756,15 @@ func (r *rules) state(s *events.State) error {
 }
 
 // looked compares what the events say with what is there, right after a look.
-func (r *rules) looked(w *world, i *wgInterface) error {
+func (r *rules) looked(w *world, i *wgInterface, offlineAfter time.Duration) error {
 	r.first[i.Name] = true
+	r.lastLook[i.Name] = w.boot
 	for n := range i.Peers {
 		p := &i.Peers[n]
 		at, alive := i.alive[p.PublicKey]
-		alive = alive && w.boot-at < tracker.RejectAfterTime
-		if is := r.connected[i.Name+"/"+p.PublicKey.String()]; is != alive && !(is && r.stepped) {
+		alive = alive && w.boot-at < offlineAfter
+		id := i.Name + "/" + p.PublicKey.String()
+		if is := r.connected[id]; is != alive && !(is && r.stepped) && !(alive && r.quiet[id]) {
 			return fmt.Errorf("after the look, %s is connected: %v, and has a session: %v", nameOf(p.PublicKey), is, alive)
 		}
 	}

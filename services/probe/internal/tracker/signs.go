@@ -105,6 +105,9 @@ type window struct {
 
 func (w window) length() time.Duration { return w.To - w.From }
 
+// alive reports whether the peer gave a sign of life: a handshake, or bytes that are more than initiations.
+func (w window) alive() bool { return w.Handshake || !w.knocks() }
+
 // knocks reports whether what was received may be initiations alone, which anyone may send who once heard one. There is at most one in rekeyTimeout, but
 // for one on each edge of the window.
 func (w window) knocks() bool {
@@ -142,9 +145,9 @@ func (s *signs) resumed(now time.Duration) {
 	s.blind(now)
 }
 
-// look takes in what a look found, and reports whether the peer gave a sign of life: a handshake, or bytes that are more than initiations.
+// look takes in what a look found, and reports whether the peer gave a sign of life.
 func (s *signs) look(w window) (alive bool) {
-	alive = w.Handshake || !w.knocks()
+	alive = w.alive()
 	s.hush = w.Keepalive > 0
 	chime := alive && !s.hush && w.chimes() && w.responds() && w.From >= s.sent+answered
 	if !w.responds() {

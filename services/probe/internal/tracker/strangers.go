@@ -1,11 +1,8 @@
 package tracker
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/binary"
 	"maps"
-	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,6 +10,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // Bounds of what is told and remembered of strangers: anyone can make keys, and send from any address.
@@ -33,32 +31,24 @@ const (
 	maxBuckets    = 1024  // interfaces, the last knocked at
 )
 
-type timestamp [12]byte
+// Freshness is what the timestamp of a proven initiation says about it.
+type Freshness uint8
 
-func (t timestamp) compare(u timestamp) int { return bytes.Compare(t[:], u[:]) }
-
-func (t timestamp) time() time.Time {
-	seconds := min(binary.BigEndian.Uint64(t[:8]), math.MaxInt64) // TAI64 reserves what is beyond
-	return time.Unix(int64(seconds-(1<<62+10)), int64(binary.BigEndian.Uint32(t[8:])))
-}
-
-// freshness is what the timestamp of a proven initiation says about it.
-type freshness uint8
-
+// The outcomes of a comparison with our clock, and with the newest timestamp of the same key.
 const (
-	fresh    freshness = iota // who holds the key made it just now
-	replayed                  // it is not newer than another one was: a recording, a duplicate, or one overtaken on its way
-	clockOff                  // its clock or ours is wrong, or it is a recording: nobody can tell
+	Fresh    Freshness = iota // who holds the key made it just now
+	Replayed                  // it is not newer than another one was: a recording, a duplicate, or one overtaken on its way
+	ClockOff                  // its clock or ours is wrong, or it is a recording: nobody can tell
 )
 
 // KeyState is what is remembered of a key that a proven initiation came from.
 type KeyState struct {
-	Key        events.Key `json:"key"`
-	Newest     timestamp  `json:"newest"` // of its initiations, on any interface
-	SeenAt     time.Time  `json:"seenAt"` // when that one came
-	Configured bool       `json:"configured,omitempty"`
-	RemovedAt  time.Time  `json:"removedAt,omitzero"` // zero while configured, and where it never was
-	Told       []Told     `json:"told,omitempty"`     // the oldest first
+	Key        events.Key      `json:"key"`
+	Newest     wgmsg.Timestamp `json:"newest"` // of its initiations, on any interface
+	SeenAt     time.Time       `json:"seenAt"` // when that one came
+	Configured bool            `json:"configured,omitempty"`
+	RemovedAt  time.Time       `json:"removedAt,omitzero"` // zero while configured, and where it never was
+	Told       []Told          `json:"told,omitempty"`     // the oldest first
 }
 
 // Told is the last event that told of a key at one interface, from one address.
@@ -180,30 +170,30 @@ func (s *strangers) findOrAdd(key events.Key) *knownKey {
 
 // fresh takes in the timestamp of a proven initiation by any key, configured or not: what comes again once the key is removed is recognized by it.
 //
-// A timestamp from too far in the future is not noted. The kernel's responder compares with the newest only and would note it (noise.c,
+// A timestamp from too far in the future, or that is no time at all, is not noted. The kernel's responder compares with the newest only and would note it (noise.c,
 // wg_noise_handshake_consume_initiation), so a sender whose clock once was wrong can come in no more until that time; but it forgets when the peer is
 // removed, and we do not. To be silent about a stranger for so long is worse than what it saves: that a recording of just this initiation is believed
 // when our clock gets there. One from too far in the past is noted, because it hides nothing that is to come.
-func (s *strangers) fresh(now Now, key events.Key, stamp timestamp) freshness {
+func (s *strangers) fresh(now Now, key events.Key, stamp wgmsg.Timestamp) Freshness {
 	s.unknown.Get(key) // seen, even if it is a recording that goes round
-	if k := s.find(key); k != nil && stamp.compare(k.Newest) <= 0 {
-		return replayed
+	if k := s.find(key); k != nil && stamp.Compare(k.Newest) <= 0 {
+		return Replayed
 	}
-	if stamp.time().After(now.Wall.Add(clockTolerance)) {
-		return clockOff
+	if at := stamp.Time(); at.IsZero() || at.After(now.Wall.Add(clockTolerance)) {
+		return ClockOff
 	}
 	k := s.findOrAdd(key)
 	k.Newest, k.SeenAt = stamp, now.Wall
 	s.touched[key] = true
 	if s.outdated(now, k) {
-		return clockOff
+		return ClockOff
 	}
-	return fresh
+	return Fresh
 }
 
 // outdated reports whether no recording of a key's initiations would be believed, even if the key was forgotten.
 func (s *strangers) outdated(now Now, k *knownKey) bool {
-	return k.Newest.time().Before(now.Wall.Add(-clockTolerance))
+	return k.Newest.Time().Before(now.Wall.Add(-clockTolerance))
 }
 
 // knock takes in a fresh initiation by a key that is not configured on the interface, and reports whether it is told. If so, count is how many

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // village is where strangers knock: what time it really is, what our clocks say, what is configured, and the disk.
@@ -66,13 +67,13 @@ func (v *village) restart() {
 }
 
 // knock is an initiation, and tells what is made of it.
-func (v *village) knock(key events.Key, iface string, from netip.Addr, stamp timestamp) string {
+func (v *village) knock(key events.Key, iface string, from netip.Addr, stamp wgmsg.Timestamp) string {
 	switch v.fresh(v.now(), key, stamp) {
-	case replayed:
+	case Replayed:
 		return "replayed"
-	case clockOff:
+	case ClockOff:
 		return "clock off"
-	case fresh:
+	case Fresh:
 	}
 	if v.configured[key][iface] {
 		return "fresh"
@@ -88,7 +89,7 @@ func (v *village) knock(key events.Key, iface string, from netip.Addr, stamp tim
 	}
 }
 
-func stampAt(t time.Time) (stamp timestamp) {
+func stampAt(t time.Time) (stamp wgmsg.Timestamp) {
 	binary.BigEndian.PutUint64(stamp[:8], uint64(t.Unix())+1<<62+10)
 	binary.BigEndian.PutUint32(stamp[8:], uint32(t.Nanosecond()))
 	return stamp
@@ -427,7 +428,7 @@ func TestTimestampBeyondTAI64(t *testing.T) {
 	t.Parallel()
 	v := newVillage()
 	for _, first := range []byte{0x7f, 0x80, 0xbf, 0xc0, 0xff} {
-		stamp := timestamp{0: first, 11: 1}
+		stamp := wgmsg.Timestamp{0: first, 11: 1}
 		if got := v.knock(strangerKey("A"), "wg0", netip.MustParseAddr("203.0.113.7"), stamp); got != "clock off" {
 			t.Errorf("%x is %s", stamp, got)
 		}
@@ -453,7 +454,7 @@ func TestStrangersAreBounded(t *testing.T) {
 	}
 	for range 2 {
 		for n := all - maxUnknown; n < all; n++ {
-			if got := v.fresh(v.now(), key(n), stamp); got != replayed {
+			if got := v.fresh(v.now(), key(n), stamp); got != Replayed {
 				t.Fatalf("a recording of key %d is %d", n, got)
 			}
 		}
@@ -563,7 +564,7 @@ func TestRemovedKeysAreBounded(t *testing.T) {
 	if len(v.disk) != maxRemoved || v.removed.Len() != maxRemoved {
 		t.Errorf("%d removed keys are on disk, %d in memory", len(v.disk), v.removed.Len())
 	}
-	for n, want := range map[int]freshness{more - 1: fresh, more: replayed, maxRemoved + more - 1: replayed} {
+	for n, want := range map[int]Freshness{more - 1: Fresh, more: Replayed, maxRemoved + more - 1: Replayed} {
 		if got := v.fresh(v.now(), key(n), stampAt(beginning)); got != want {
 			t.Errorf("a recording of removed key %d is %d, want %d", n, got, want)
 		}
@@ -572,7 +573,7 @@ func TestRemovedKeysAreBounded(t *testing.T) {
 	v.configure(another)
 	v.fresh(v.now(), another, stampAt(beginning))
 	v.remove(v.now(), another)
-	for n, want := range map[int]freshness{more: fresh, more + 1: replayed, maxRemoved + more - 1: replayed} {
+	for n, want := range map[int]Freshness{more: Fresh, more + 1: Replayed, maxRemoved + more - 1: Replayed} {
 		if got := v.fresh(v.now(), key(n), stampAt(beginning)); got != want {
 			t.Errorf("after another, a recording of removed key %d is %d, want %d", n, got, want)
 		}
@@ -672,8 +673,8 @@ func tellOfStrangers(t *testing.T, seed uint64, length int) {
 	}
 	v := newVillage()
 	v.at = time.Hour
-	newest, senders, interfaces := map[events.Key]timestamp{}, map[senderID]*history{}, map[string]*allowance{}
-	var recordings []timestamp
+	newest, senders, interfaces := map[events.Key]wgmsg.Timestamp{}, map[senderID]*history{}, map[string]*allowance{}
+	var recordings []wgmsg.Timestamp
 	sets := r.IntN(2) == 0
 	var knocks, counted uint64
 
@@ -718,24 +719,24 @@ func tellOfStrangers(t *testing.T, seed uint64, length int) {
 		default:
 			recordings = append(recordings, stamp)
 		}
-		off := stamp.time().Sub(v.now().Wall)
-		want := fresh
+		off := stamp.Time().Sub(v.now().Wall)
+		want := Fresh
 		switch last, seen := newest[key]; {
-		case seen && stamp.compare(last) <= 0:
-			want = replayed
+		case seen && stamp.Compare(last) <= 0:
+			want = Replayed
 		case off > 10*time.Minute:
-			want = clockOff
+			want = ClockOff
 		default:
 			newest[key] = stamp
 			if off < -10*time.Minute {
-				want = clockOff
+				want = ClockOff
 			}
 		}
 		got := v.fresh(v.now(), key, stamp)
 		if got != want {
 			t.Fatalf("seed %d, %v: freshness is %d, want %d", seed, v.at, got, want)
 		}
-		if got != fresh {
+		if got != Fresh {
 			v.save()
 			continue
 		}

@@ -18,12 +18,16 @@ import (
 // drivers/net/wireguard/messages.h). No shorter threshold on the age of a handshake is safe: a responder starts a new one only at 165 s.
 const RejectAfterTime = 180 * time.Second
 
-// Now is one instant on two clocks. Wall time names it for others and may be stepped; Boot (CLOCK_BOOTTIME, which also counts suspend, as the
-// kernel's key ages do) measures.
+// Now is one instant on three clocks. Wall time names it for others and may be stepped; Boot (CLOCK_BOOTTIME, which also counts suspend, as the
+// kernel's key ages do) measures; Awake (CLOCK_MONOTONIC) is behind it by as long as the host slept.
 type Now struct {
-	Wall time.Time
-	Boot time.Duration
+	Wall  time.Time
+	Boot  time.Duration
+	Awake time.Duration
 }
+
+// slept returns how long the host slept between two instants.
+func slept(from, to Now) time.Duration { return (to.Boot - from.Boot) - (to.Awake - from.Awake) }
 
 // Device is a WireGuard interface as one look found it.
 type Device struct {
@@ -67,6 +71,8 @@ type InterfaceState struct {
 	Up         bool       `json:"up"`
 	PublicKey  events.Key `json:"publicKey"`
 	ListenPort int        `json:"listenPort"`
+	// BootID is the host's boot in which this was so (/proc/sys/kernel/random/boot_id): boot clock readings mean nothing in another.
+	BootID string `json:"bootID,omitempty"`
 }
 
 func (s *InterfaceState) device() events.Device {
@@ -86,6 +92,8 @@ type Batch struct {
 	Peers      []PeerState
 	Removed    []PeerID       // peers that are configured no longer
 	Announce   []events.State // current states for latecomers; the sequence is the store's to fill in
+	Keys       []KeyState     // what is remembered of keys that sent initiations
+	Forgotten  []events.Key   // keys of which nothing needs to be remembered any more
 }
 
 // Config holds what does not change while a tracker lives.
@@ -95,6 +103,12 @@ type Config struct {
 	Endpoint func(netip.AddrPort) string
 	// Name returns what people call a peer.
 	Name func(events.Key) (name string, tags []string)
+	// BootID identifies the host's current boot; empty when it is not known.
+	BootID string
+	// OfflineAfter is how long after its last handshake a peer counts as gone: RejectAfterTime or more.
+	OfflineAfter time.Duration
+	// Silence tells whether a peer may be called silent or unreachable before that.
+	Silence bool
 }
 
 // Tracker remembers interfaces and peers. It is not safe for concurrent use: one goroutine owns it.
@@ -102,6 +116,8 @@ type Tracker struct {
 	cfg        Config
 	interfaces map[string]*iface
 	present    bool // Present was called
+	strangers  *strangers
+	pruned     time.Duration // when strangers were, on the boot clock
 
 	facts    []Fact
 	dirtyIfs map[string]bool
@@ -116,26 +132,48 @@ type iface struct {
 	peers map[events.Key]*PeerState
 
 	looked   bool // in this run
-	blind    bool // the first look of this run finds what changed before it
+	blind    bool // this look, or the first one of this run, finds what changed while nobody watched
 	lastLook Now  // when it was asked for
+	live     int  // peers whose session had not run out at the last look
+
+	cause   events.Cause          // of what this look finds to have run out
+	changed time.Duration         // when, on the boot clock, the interface got another key or port in this run; zero for never
+	knocks  map[events.Key]*knock // of keys that were not configured at the last look
 
 	// ended holds the last handshakes as the latest look found them, when it found the interface down: the device remembers their time, not their keys.
 	ended map[events.Key]time.Time
 }
 
 // New returns a tracker that continues from what an earlier run stored.
-func New(cfg Config, interfaces []InterfaceState, peers []PeerState) *Tracker {
-	t := &Tracker{cfg: cfg, interfaces: map[string]*iface{}}
+func New(cfg Config, interfaces []InterfaceState, peers []PeerState, keys []KeyState) *Tracker {
+	t := &Tracker{cfg: cfg, interfaces: map[string]*iface{}, strangers: newStrangers(keys)}
 	t.reset()
 	for _, s := range interfaces {
-		t.interfaces[s.Name] = &iface{InterfaceState: s, peers: map[events.Key]*PeerState{}, blind: true}
+		i := newIface(s.Name, true)
+		i.InterfaceState = s
+		t.interfaces[s.Name] = i
 	}
 	for _, p := range peers {
-		if i, ok := t.interfaces[p.Interface]; ok {
-			i.peers[p.PublicKey] = &p
+		i, ok := t.interfaces[p.Interface]
+		if !ok {
+			continue
 		}
+		if i.rebooted(cfg.BootID) || i.BootID == "" {
+			p.HandshakeBoot, p.StartedBoot = 0, 0
+		}
+		i.peers[p.PublicKey] = &p
+		t.strangers.configure(p.PublicKey)
 	}
 	return t
+}
+
+func newIface(name string, blind bool) *iface {
+	return &iface{InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: blind, knocks: map[events.Key]*knock{}}
+}
+
+// rebooted reports whether the host is known to have booted since the interface was last seen.
+func (i *iface) rebooted(bootID string) bool {
+	return i.BootID != "" && bootID != "" && i.BootID != bootID
 }
 
 func (t *Tracker) reset() {
@@ -149,6 +187,11 @@ func (t *Tracker) Urgent() bool { return len(t.facts)+len(t.announce)+len(t.remo
 // Take returns what has come together since the last call, in a stable order.
 func (t *Tracker) Take(now Now) Batch {
 	b := Batch{Facts: t.facts}
+	if now.Boot-t.pruned >= time.Hour {
+		t.strangers.prune(now)
+		t.pruned = now.Boot
+	}
+	b.Keys, b.Forgotten = t.strangers.take()
 	for _, name := range slices.Sorted(maps.Keys(t.dirtyIfs)) {
 		b.Interfaces = append(b.Interfaces, t.interfaces[name].InterfaceState)
 	}
@@ -190,7 +233,7 @@ func (t *Tracker) Say(at time.Time, data events.Data) {
 func (t *Tracker) Present(now Now, names []string, whole bool) {
 	for _, name := range names {
 		if _, known := t.interfaces[name]; !known {
-			t.interfaces[name] = &iface{InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: !t.present}
+			t.interfaces[name] = newIface(name, !t.present)
 		}
 	}
 	t.present = true
@@ -218,22 +261,44 @@ func (t *Tracker) Gone(now Now, name string) {
 // Seen is what a look tells about the devices' own clockwork.
 type Seen struct {
 	Handshakes []netip.AddrPort // endpoints of the peers whose last handshake moved since the look before
+	Late       []netip.AddrPort // senders of earlier initiations that turn out to be configured
 	Connected  int              // peers with a session
+	Live       int              // these, and those that went silent and may come back without a handshake
 	Configured int
 	Keyless    bool // the device has no private key yet
-	// Deadline is the earliest instant, on the boot clock, at which a session may turn out expired, so that a look then finds it. It means nothing
-	// while nobody is connected.
+	// Deadline is the earliest instant, on the boot clock, at which a look may find something out: that a session ran out, that a peer went silent or
+	// that none comes about. Zero means none.
 	Deadline time.Duration
 }
+
+func (s *Seen) by(at time.Duration) {
+	if s.Deadline == 0 || at < s.Deadline {
+		s.Deadline = at
+	}
+}
+
+// blindAfter is how much later than planned a look may be. Beyond it nobody watched in between: the host slept, the probe was stopped, the device
+// could not be read.
+const blindAfter = 30 * time.Second
 
 // Observe takes in one look at a device, which was asked for at one time and answered by another.
 func (t *Tracker) Observe(asked, now Now, d Device) Seen {
 	i, known := t.interfaces[d.Name]
 	if !known {
-		i = &iface{InterfaceState: InterfaceState{Name: d.Name}, peers: map[events.Key]*PeerState{}}
+		i = newIface(d.Name, false)
 		t.interfaces[d.Name] = i
 	}
-	defer func() { i.looked, i.blind, i.lastLook = true, false, asked }()
+	planned := SafetyInterval
+	if i.live > 0 {
+		planned = SampleInterval
+	}
+	if i.looked && asked.Boot-i.lastLook.Boot > planned+blindAfter {
+		i.blind = true
+	}
+	if i.looked && slept(i.lastLook, now) > SampleInterval {
+		i.cause = events.CauseHostSuspended
+	}
+	defer func() { i.looked, i.blind, i.cause, i.lastLook = true, false, "", asked }()
 	if !d.Up {
 		t.down(now, i, events.SetDown)
 		i.ended = map[events.Key]time.Time{}
@@ -244,22 +309,27 @@ func (t *Tracker) Observe(asked, now Now, d Device) Seen {
 	}
 	// Peers of an interface that was never seen up have nothing to be compared with: what is configured is the baseline.
 	baseline := i.Ifindex == 0
-	if i.Ifindex != d.Ifindex || i.replaced(d) {
+	if i.Ifindex != d.Ifindex || t.replaced(i, d) {
 		t.down(now, i, events.Recreated)
 		i.forgetCounters() // they were another incarnation's
 	}
 	t.up(now, i, d)
-	seen := t.observePeers(now, i, d, baseline)
+	seen := t.observePeers(asked, now, i, d, baseline)
+	t.settle(asked, now, i, &seen)
 	seen.Keyless = d.PublicKey.IsZero()
-	i.ended = nil
+	i.ended, i.live = nil, seen.Live
 	return seen
 }
 
-// replaced reports whether the first look of a run finds counters that fell, of at least half of the peers that had counted anything: the host was
-// rebooted, and the same index means nothing. Later in a run the index of an interface is not used again, and a counter that fell is the peer's own.
-func (i *iface) replaced(d Device) bool {
+// replaced reports whether the first look of a run finds another device of the same name and index. It does when the host was rebooted, and when the
+// counters fell of at least half of the peers that had counted anything. Later in a run the index of an interface is not used again, and a counter that
+// fell is the peer's own.
+func (t *Tracker) replaced(i *iface, d Device) bool {
 	if i.looked {
 		return false
+	}
+	if i.rebooted(t.cfg.BootID) {
+		return true
 	}
 	var fell, went int
 	for _, o := range d.Peers {
@@ -287,6 +357,11 @@ func (t *Tracker) common(now Now, i *iface) events.Common {
 
 // down says that an interface went, and then that every session went with it.
 func (t *Tracker) down(now Now, i *iface, reason events.DownReason) {
+	i.live = 0
+	clear(i.knocks)
+	for _, p := range i.peers {
+		p.Quiet = false // it cannot come back without a handshake any more
+	}
 	if !i.Up {
 		return
 	}
@@ -302,7 +377,9 @@ func (t *Tracker) down(now Now, i *iface, reason events.DownReason) {
 
 // up says that an interface appeared or that it has another key or port.
 func (t *Tracker) up(now Now, i *iface, d Device) {
-	fresh := InterfaceState{Name: d.Name, Ifindex: d.Ifindex, Up: true, PublicKey: d.PublicKey, ListenPort: d.ListenPort}
+	fresh := InterfaceState{
+		Name: d.Name, Ifindex: d.Ifindex, Up: true, PublicKey: d.PublicKey, ListenPort: d.ListenPort, BootID: t.cfg.BootID,
+	}
 	if i.InterfaceState == fresh {
 		return
 	}
@@ -321,10 +398,11 @@ func (t *Tracker) up(now Now, i *iface, d Device) {
 		c.ListenPort = &events.Change[int]{From: was.ListenPort, To: d.ListenPort}
 	}
 	if c != (events.DeviceChanges{}) {
+		i.changed = now.Boot
 		t.Say(now.Wall, &events.DeviceChanged{Common: t.common(now, i), Device: i.device(), Changes: c})
 	}
 }
 
-func sortedKeys(peers map[events.Key]*PeerState) []events.Key {
+func sortedKeys[V any](peers map[events.Key]V) []events.Key {
 	return slices.SortedFunc(maps.Keys(peers), func(a, b events.Key) int { return slices.Compare(a[:], b[:]) })
 }

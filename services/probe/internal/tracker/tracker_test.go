@@ -34,7 +34,7 @@ func TestManyAllowedIPs(t *testing.T) {
 		Name: func(events.Key) (string, []string) {
 			return strings.Repeat("ß", 64), slices.Repeat([]string{strings.Repeat("t", 64)}, 16) // the most that the names package lets through
 		},
-	}, nil, nil)
+	}, nil, nil, nil)
 	now := tracker.Now{Wall: origin, Boot: time.Hour}
 	look := func(ips []netip.Prefix) tracker.Batch {
 		tr.Observe(now, now, tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), AllowedIPs: ips}}})
@@ -55,6 +55,14 @@ func TestManyAllowedIPs(t *testing.T) {
 	got := fmt.Sprint(len(changed.Peer.AllowedIPs), changed.Peer.MoreAllowedIPs, len(changed.Changes.AllowedIPs.From), len(changed.Changes.AllowedIPs.To))
 	if want := "256 2744 256 256"; got != want {
 		t.Errorf("allowed IPs told, left out, from, to: %s, want %s", got, want)
+	}
+}
+
+// plain is a configuration in which nothing is particular.
+func plain() tracker.Config {
+	return tracker.Config{
+		Node: node, Endpoint: tracker.EndpointFull.Render, Name: func(events.Key) (string, []string) { return "", nil },
+		OfflineAfter: tracker.RejectAfterTime,
 	}
 }
 
@@ -81,7 +89,7 @@ func TestEndpointForm(t *testing.T) {
 // TestSeen: what a look tells about when to look again.
 func TestSeen(t *testing.T) {
 	t.Parallel()
-	tr := tracker.New(tracker.Config{Node: node, Endpoint: tracker.EndpointFull.Render, Name: func(events.Key) (string, []string) { return "", nil }}, nil, nil)
+	tr := tracker.New(plain(), nil, nil, nil)
 	look := func(at time.Duration, d tracker.Device) tracker.Seen {
 		now := tracker.Now{Wall: origin.Add(at), Boot: time.Hour + at}
 		return tr.Observe(now, now, d)
@@ -116,7 +124,7 @@ func TestSeen(t *testing.T) {
 // TestLookTakesTime: what a look finds happened at any time until it was answered, so nothing is detected before it happened.
 func TestLookTakesTime(t *testing.T) {
 	t.Parallel()
-	tr := tracker.New(tracker.Config{Node: node, Endpoint: tracker.EndpointFull.Render, Name: func(events.Key) (string, []string) { return "", nil }}, nil, nil)
+	tr := tracker.New(plain(), nil, nil, nil)
 	at := func(d time.Duration) tracker.Now { return tracker.Now{Wall: origin.Add(d), Boot: time.Hour + d} }
 	d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), Endpoint: netip.MustParseAddrPort("203.0.113.1:1")}}}
 	tr.Observe(at(0), at(0), d)

@@ -1,0 +1,171 @@
+package tracker
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
+)
+
+const (
+	// stallKnocks initiations within stallWindow without a session are a stall. An initiator that gets no answer sends one every 5 s (REKEY_TIMEOUT,
+	// whitepaper §6.1), so this is what one attempt makes in its first 11 s.
+	stallKnocks = 3
+	stallWindow = 20 * time.Second
+	// stallGrace is how long the last of them may still turn into a session.
+	stallGrace = 2 * time.Second
+
+	// maxKnocks bounds the keys of an interface that wait for a look to tell whether they are configured.
+	maxKnocks = 1024
+)
+
+// Knock is an inbound initiation whose timestamp opened: at some time, it was sent by the holder of Key.
+type Knock struct {
+	Interface string
+	Key       events.Key
+	Src       netip.AddrPort
+	Timestamp wgmsg.Timestamp
+}
+
+// Answer is what a knock comes to.
+type Answer struct {
+	Freshness  Freshness
+	Configured bool // as of the latest look
+	// Awaited is true where a session may come about that is news. A peer that has one renews its keys, which the next look without cause finds early
+	// enough: of a thousand peers, eight do so each second.
+	Awaited bool
+	// Pending is true where the key is not configured as far as is known: the next look decides whether that is news.
+	Pending bool
+	// LookAt is when a look may find that the peer's attempts come to nothing, on the boot clock. Zero means that there is nothing to find.
+	LookAt time.Duration
+}
+
+// knock is one that waits for a look.
+type knock struct {
+	Knock
+	at    Now // the first
+	count int
+}
+
+// knocking counts a configured peer's attempts to come by a session.
+type knocking struct {
+	since  Now
+	count  int
+	latest [stallKnocks]time.Duration // the last one first
+	due    time.Duration              // when a look finds a stall, unless a session has come about; zero for never
+}
+
+// Knock takes in an initiation.
+func (t *Tracker) Knock(now Now, k Knock) Answer {
+	i, known := t.interfaces[k.Interface]
+	if !known || !i.Up {
+		return Answer{}
+	}
+	a := Answer{Freshness: t.strangers.fresh(now, k.Key, k.Timestamp)}
+	p := i.peers[k.Key]
+	switch {
+	case p != nil:
+		a.Configured, a.Awaited = true, !p.Connected
+		// Any timestamp that the device has not seen may make a session, but only a fresh one is an attempt for certain.
+		if a.Freshness != Replayed {
+			a.LookAt = p.attempt(now)
+		}
+	case a.Freshness == Fresh:
+		if waiting := i.knocks[k.Key]; waiting != nil {
+			waiting.count++
+			waiting.Src = k.Src
+		} else if len(i.knocks) < maxKnocks {
+			i.knocks[k.Key] = &knock{Knock: k, at: now, count: 1}
+		}
+		a.Pending = i.knocks[k.Key] != nil
+	}
+	return a
+}
+
+// At reports whether a peer of an interface is, or was last, at this address, and whether a session with one there would be news.
+func (t *Tracker) At(name string, address netip.AddrPort) (known, awaited bool) {
+	i, watched := t.interfaces[name]
+	if !watched {
+		return false, false
+	}
+	for _, p := range i.peers {
+		if bare(p.Endpoint) == address {
+			known, awaited = true, awaited || !p.Connected
+		}
+	}
+	return known, awaited
+}
+
+// bare returns an endpoint as packets have it: a packet's source has no zone.
+func bare(at netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(at.Addr().WithZone(""), at.Port())
+}
+
+// attempt counts an initiation and returns when a look may find the peer stalled.
+func (p *PeerState) attempt(now Now) time.Duration {
+	if p.Connected {
+		return 0 // it renews its keys
+	}
+	k := &p.knocking
+	if k.count == 0 || now.Boot-k.latest[0] > stallWindow {
+		*k = knocking{since: now}
+	}
+	k.count++
+	copy(k.latest[1:], k.latest[:])
+	k.latest[0] = now.Boot
+	if !p.Stalled && k.due == 0 && k.count >= stallKnocks && now.Boot-k.latest[stallKnocks-1] <= stallWindow {
+		k.due = now.Boot + stallGrace
+	}
+	return k.due
+}
+
+// stall says, once, that a peer knocks and no session comes about.
+func (t *Tracker) stall(asked, now Now, i *iface, p *PeerState, seen *Seen) {
+	k := &p.knocking
+	switch {
+	case k.due == 0:
+	case asked.Boot < k.due:
+		seen.by(k.due)
+	default:
+		k.due, p.Stalled = 0, true
+		t.mark(i, p)
+		t.Say(k.since.Wall.Add(k.latest[0]-k.since.Boot), &events.Stalled{
+			Common: t.common(now, i), Peer: t.told(p), Attempts: k.count, Since: k.since.Wall,
+		})
+	}
+}
+
+// settle decides about the knocks that came before a look was asked for: their keys are configured now, or they were turned away.
+func (t *Tracker) settle(asked, now Now, i *iface, seen *Seen) {
+	for _, key := range sortedByTime(i.knocks) {
+		k := i.knocks[key]
+		if k.at.Boot > asked.Boot {
+			continue
+		}
+		delete(i.knocks, key)
+		if p := i.peers[key]; p != nil {
+			p.attempt(k.at)
+			seen.Late = append(seen.Late, k.Src)
+			continue
+		}
+		for range k.count {
+			told, count, suppressed := t.strangers.knock(k.at, i.Name, key, k.Src.Addr())
+			if told {
+				t.Say(k.at.Wall, &events.Rejected{
+					Common:    events.Common{Node: t.cfg.Node, Interface: i.Name, DetectedAt: now.Wall},
+					PublicKey: key, Endpoint: t.cfg.Endpoint(k.Src), Count: count, Suppressed: suppressed,
+				})
+			}
+		}
+	}
+}
+
+// sortedByTime returns the keys of the knocks in the order in which they came.
+func sortedByTime(knocks map[events.Key]*knock) []events.Key {
+	keys := sortedKeys(knocks)
+	slices.SortStableFunc(keys, func(a, b events.Key) int { return cmp.Compare(knocks[a].at.Boot, knocks[b].at.Boot) })
+	return keys
+}
