@@ -135,6 +135,7 @@ func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
 	// A deadline in the past wakes a blocked read. On a closed file it fails, but there no read blocks.
 	defer context.AfterFunc(ctx, func() { _ = l.poll.SetReadDeadline(time.Unix(0, 1)) })()
 	var pace pacer
+	packets := 0 // since the queues were last empty
 	for {
 		if err := l.poll.read(); ctx.Err() != nil {
 			return nil
@@ -147,6 +148,7 @@ func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
 				return fmt.Errorf("read from a packet socket: %v", r.err)
 			}
 			l.handle(r, handle)
+			packets += r.n
 			if r.n < batchSize {
 				continue
 			}
@@ -159,12 +161,13 @@ func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
 		if more {
 			continue
 		}
-		if d := pace.pause(time.Now()); d > 0 {
+		if d := pace.pause(time.Now(), packets); d > 0 {
 			if err := l.poll.mute(true); err != nil {
 				return fmt.Errorf("stop waiting for packets: %v", err)
 			}
 			time.Sleep(d)
 		}
+		packets = 0
 	}
 }
 

@@ -102,7 +102,7 @@ func TestFlood(t *testing.T) {
 		ended <- l.Run(ctx, func(p Packet) { heard <- binary.LittleEndian.Uint64(p.Payload[sentOffset:]) })
 	}()
 
-	const count = 10_000 // for a second, so that far more than wakeBurst readings would be without a pause
+	const count = 10_000 // in a second, far more than paceBurst
 	cmd := startFlood(t, ns, addrOf(conn), count, count)
 	var last uint64
 	for got := uint64(0); ; got++ {
