@@ -6,8 +6,9 @@
 // socket that is bound to a protocol sees an inbound packet once, behind the bridge or bond that it came through, and no outbound one. A
 // socket for all protocols would see both sides of a bridge.
 //
-// It is not libpcap: no cgo, no promiscuous mode, no buffering that would hold a lone packet back; see pacer for what happens to many. It does not know which interfaces or ports WireGuard
-// uses and does not need to, for mac1 tells (package wgmsg). It needs CAP_NET_RAW.
+// It is not libpcap: no cgo, no promiscuous mode, no buffering that would hold a lone packet back. Under a flood it lets packets gather for up to
+// maxPause; see pacer. It does not know which interfaces or ports WireGuard uses and does not need to, for mac1 tells (package wgmsg). It needs
+// CAP_NET_RAW.
 //
 // It may miss packets: some are dropped under load, which [Listener.Stats] counts, and a message that receive offload (UDP GRO) has joined with
 // others is not recognised, unless it is data and the first of them. It may also hear what WireGuard never gets, since the firewall and the check of the
