@@ -6,8 +6,9 @@
 // socket that is bound to a protocol sees an inbound packet once, behind the bridge or bond that it came through, and no outbound one. A
 // socket for all protocols would see both sides of a bridge.
 //
-// It is not libpcap: no cgo, no promiscuous mode, no buffering that would hold a lone packet back; see pacer for what happens to many. It does not know which interfaces or ports WireGuard
-// uses and does not need to, for mac1 tells (package wgmsg). It needs CAP_NET_RAW.
+// It is not libpcap: no cgo, no promiscuous mode, no buffering that would hold a lone packet back. Under a flood it lets packets gather for up to
+// maxPause; see pacer. It does not know which interfaces or ports WireGuard uses and does not need to, for mac1 tells (package wgmsg). It needs
+// CAP_NET_RAW.
 //
 // It may miss packets: some are dropped under load, which [Listener.Stats] counts, and a message that receive offload (UDP GRO) has joined with
 // others is not recognised, unless it is data and the first of them. It may also hear what WireGuard never gets, since the firewall and the check of the
@@ -135,6 +136,7 @@ func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
 	// A deadline in the past wakes a blocked read. On a closed file it fails, but there no read blocks.
 	defer context.AfterFunc(ctx, func() { _ = l.poll.SetReadDeadline(time.Unix(0, 1)) })()
 	var pace pacer
+	packets := 0 // since the queues were last empty
 	for {
 		if err := l.poll.read(); ctx.Err() != nil {
 			return nil
@@ -147,6 +149,7 @@ func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
 				return fmt.Errorf("read from a packet socket: %v", r.err)
 			}
 			l.handle(r, handle)
+			packets += r.n
 			if r.n < batchSize {
 				continue
 			}
@@ -159,12 +162,13 @@ func (l *Listener) Run(ctx context.Context, handle func(Packet)) error {
 		if more {
 			continue
 		}
-		if d := pace.pause(time.Now()); d > 0 {
+		if d := pace.pause(time.Now(), packets); d > 0 {
 			if err := l.poll.mute(true); err != nil {
 				return fmt.Errorf("stop waiting for packets: %v", err)
 			}
 			time.Sleep(d)
 		}
+		packets = 0
 	}
 }
 

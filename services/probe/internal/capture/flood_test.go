@@ -51,12 +51,12 @@ func flood(what string) error {
 		return err
 	}
 	msg := initiation()
-	for i, began := 0, monotonic(); i < count; i++ {
-		if wait := began + time.Duration(i)*time.Second/time.Duration(perSecond) - monotonic(); wait > 0 {
+	for i, began := 0, time.Now(); i < count; i++ {
+		if wait := time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(perSecond))); wait > 0 {
 			ts := unix.NsecToTimespec(int64(wait))
 			_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &ts, nil)
 		}
-		binary.LittleEndian.PutUint64(msg[sentOffset:], uint64(monotonic()))
+		binary.LittleEndian.PutUint64(msg[sentOffset:], uint64(time.Now().UnixNano()))
 		if _, err := conn.Write(msg); err != nil {
 			return err
 		}
@@ -64,17 +64,8 @@ func flood(what string) error {
 	return nil
 }
 
-// sentOffset is where in a flood's datagrams the time of sending is.
+// sentOffset is where in a flood's datagrams the time of sending is, in ns of the clock that all processes share.
 const sentOffset = 8
-
-// monotonic reads a clock that all processes share.
-func monotonic() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(err)
-	}
-	return time.Duration(ts.Nano())
-}
 
 // startFlood starts a sender in a namespace.
 func startFlood(t testing.TB, ns netns.NsHandle, to netip.AddrPort, perSecond, count int) *exec.Cmd {
@@ -102,7 +93,7 @@ func TestFlood(t *testing.T) {
 		ended <- l.Run(ctx, func(p Packet) { heard <- binary.LittleEndian.Uint64(p.Payload[sentOffset:]) })
 	}()
 
-	const count = 10_000 // for a second, so that far more than wakeBurst readings would be without a pause
+	const count = 10_000 // in a second, far more than paceBurst
 	cmd := startFlood(t, ns, addrOf(conn), count, count)
 	var last uint64
 	for got := uint64(0); ; got++ {
@@ -188,7 +179,7 @@ func BenchmarkFlood(b *testing.B) {
 			ended := make(chan error, 1)
 			go func() {
 				ended <- l.Run(ctx, func(p Packet) {
-					delays = append(delays, monotonic()-time.Duration(binary.LittleEndian.Uint64(p.Payload[sentOffset:])))
+					delays = append(delays, time.Since(time.Unix(0, int64(binary.LittleEndian.Uint64(p.Payload[sentOffset:])))))
 					if key.Verify(p.Payload) {
 						b.Error("junk has a right mac1")
 					}
