@@ -92,6 +92,10 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		saved: saved, outbox: ob, devices: wg, names: names.New(cfg.Names), metrics: metrics, log: log,
 	})
 
+	if listener != nil {
+		e.lost = listener.Lost()
+	}
+
 	var scrapes net.Listener
 	if cfg.Metrics.Network != "" {
 		if scrapes, err = telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr); err != nil {

@@ -56,6 +56,7 @@ type engine struct {
 
 	ear     *ear
 	heard   chan heard
+	lost    <-chan struct{} // packets; nil where none are seen
 	changed chan struct{}
 	answers chan answer
 	asking  sync.WaitGroup
@@ -166,15 +167,14 @@ func (e *engine) run(ctx, tasks context.Context) error {
 			e.take(a)
 		case <-e.changed:
 			e.enumerate()
+		case <-e.lost:
+			e.lookAtAll()
 		case <-nameTicks.C:
 			if e.names.Changed() {
 				e.loadNames()
 			}
 			if e.ear.missed.Swap(false) {
-				at := now().Boot
-				for _, d := range e.watched {
-					d.schedule.Soon(at)
-				}
+				e.lookAtAll()
 			}
 		case <-timer.C:
 		}
@@ -183,6 +183,14 @@ func (e *engine) run(ctx, tasks context.Context) error {
 				return err
 			}
 		}
+	}
+}
+
+// lookAtAll makes up for messages that were lost: what came of them, looks will tell.
+func (e *engine) lookAtAll() {
+	at := now().Boot
+	for _, d := range e.watched {
+		d.schedule.Skipped(at)
 	}
 }
 
