@@ -2,6 +2,7 @@
 //
 //	go run ./lab/bench                       # everything, as root, in less than five minutes
 //	go run ./lab/bench -only latency,memory -connects 50
+//	go run ./lab/bench -soak 30m             # peers that come and go: how fast and how truly that is known
 //
 // It judges nothing: a machine may be busy or slow, and it says which machine it was. It exits with 1 when something could not be measured, and with 2 when
 // it was called wrongly. What it makes (namespaces, devices, processes, a directory for the services' state) is gone when it ends.
@@ -19,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/wgherald/wgherald/lab/internal/lab"
 	"github.com/wgherald/wgherald/lab/internal/netns"
@@ -31,11 +33,15 @@ const (
 	partLatency = "latency"
 	partCPU     = "cpu"
 	partMemory  = "memory"
+	partSoak    = "soak" // by -soak, and alone
 )
 
 var allParts = []string{partLatency, partCPU, partMemory}
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	lab.Apart()
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -43,6 +49,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	only := flags.String("only", strings.Join(allParts, ","), "what to measure, comma separated")
 	connects := flags.Int("connects", 200, "fresh connects for the latency")
 	dir := flags.String("dir", "/var/tmp", "where the services keep their state meanwhile; a disk, open to every user")
+	soak := flags.Duration("soak", 0, "nothing but this: let peers come and go for so long, 3m or more")
+	seed := flags.Uint64("seed", 1, "of the randomness of -soak")
 	verbose := flags.Bool("v", false, "show what the services log, on standard error")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -60,13 +68,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "bench: -connects must be positive, and there are no other arguments")
 		return 2
 	}
+	if *soak != 0 {
+		if *soak < minSoak {
+			fmt.Fprintf(stderr, "bench: -soak takes %v or more\n", minSoak)
+			return 2
+		}
+		parts = []string{partSoak}
+	}
 	if err := netns.Available(); err != nil {
 		fmt.Fprintf(stderr, "bench: nothing can be measured here: %v\n", err)
 		return 1
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	b := &bench{out: stdout, connects: *connects, sends: map[*lab.Client]sends{}}
+	b := &bench{out: stdout, connects: *connects, sends: map[*lab.Client]sends{}, progress: stderr, soakFor: *soak, seed: *seed}
 	if *verbose {
 		b.log = stderr
 	}
@@ -93,6 +108,10 @@ type bench struct {
 	connects int
 	lab      *lab.Lab
 
+	progress io.Writer // of the soak
+	soakFor  time.Duration
+	seed     uint64
+
 	mu    sync.Mutex
 	sends map[*lab.Client]sends
 }
@@ -117,8 +136,12 @@ func (b *bench) run(ctx context.Context, parts []string, dir string) (err error)
 		return err
 	}
 	defer bins.Close()
+	clients := batch + 1
+	if slices.Contains(parts, partSoak) {
+		clients = soakPeers
+	}
 	b.lab, err = lab.New(bins, lab.Options{
-		Clients: batch + 1, StateDir: state, Log: b.log, ProbeEnv: []string{"PROBE_METRICS=" + probeMetrics}, OnSend: b.sent,
+		Clients: clients, StateDir: state, Log: b.log, ProbeEnv: []string{"PROBE_METRICS=" + probeMetrics}, OnSend: b.sent,
 	})
 	if err != nil {
 		return err
@@ -139,6 +162,7 @@ func (b *bench) run(ctx context.Context, parts []string, dir string) (err error)
 		part, name string
 		measure    func(context.Context) error
 	}{
+		{partSoak, "soak", b.soak},
 		{partCPU, "CPU of the probe while idle", b.idle},
 		{partLatency, "latency", b.latency},
 		{partMemory, "memory", b.memory},
