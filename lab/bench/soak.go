@@ -243,19 +243,27 @@ func (b *bench) soakState(peers []*resident) string {
 		there, len(peers), departures, counts[events.PeerDisconnected], counts[events.PeerConnected])
 }
 
-// calls are what was said of each peer, by its key.
+// calls are what was said of each peer, by its key. It is an error if anything that was said did not arrive.
 func (b *bench) calls() (map[string][]call, error) {
-	calls := map[string][]call{}
+	calls, arrived, last := map[string][]call{}, map[uint64]bool{}, uint64(0)
 	for _, m := range b.lab.Events.All() {
 		if m.Err != nil {
 			return nil, fmt.Errorf("on %s: %w", m.Subject, m.Err)
 		}
-		switch d := m.Event.Data.(type) {
-		case *events.Connected:
-			calls[m.Event.Subject] = append(calls[m.Event.Subject], call{at: d.DetectedAt, connected: true, resumed: d.Session.Resumed})
-		case *events.Disconnected:
-			calls[m.Event.Subject] = append(calls[m.Event.Subject], call{at: d.DetectedAt, reason: d.Reason})
+		e := m.Event
+		if e.Source != "/nodes/"+lab.Node+"/interfaces/"+lab.Interface || arrived[e.Sequence.N] {
+			continue
 		}
+		arrived[e.Sequence.N], last = true, max(last, e.Sequence.N)
+		switch d := e.Data.(type) {
+		case *events.Connected:
+			calls[e.Subject] = append(calls[e.Subject], call{at: d.DetectedAt, connected: true, resumed: d.Session.Resumed})
+		case *events.Disconnected:
+			calls[e.Subject] = append(calls[e.Subject], call{at: d.DetectedAt, reason: d.Reason})
+		}
+	}
+	if missing := last - uint64(len(arrived)); missing > 0 {
+		return nil, fmt.Errorf("%d of %d events did not arrive", missing, last)
 	}
 	return calls, nil
 }

@@ -194,7 +194,7 @@ func TestSoakAim(t *testing.T) {
 		{"the median is missed", soakAim{p50: 65 * time.Second, p99: 95 * time.Second}, took, "p50 ≤ 65, p99 ≤ 95: missed"},
 		{"the tail is missed", soakAim{p50: 75 * time.Second, p99: 79 * time.Second}, took, "p50 ≤ 75, p99 ≤ 79: missed"},
 		{"no median is aimed at", soakAim{p99: 185 * time.Second}, took, "p99 ≤ 185: met"},
-		{"nothing was measured", soakAim{p99: 185 * time.Second}, nil, "p99 ≤ 185"},
+		{"nothing was measured", soakAim{p99: 185 * time.Second}, nil, "p99 ≤ 185: nothing to judge by"},
 	} {
 		if got := tt.aim.detection(tt.took); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)

@@ -44,6 +44,10 @@ func soakColumn(title string, t tally, aim soakAim) []string {
 	if aim.noFalse {
 		falseAim = "none: " + met(t.falsely == 0)
 	}
+	missed := met(t.missed == 0)
+	if t.missed+len(t.long) == 0 {
+		missed = "nobody was away for so long"
+	}
 	return []string{
 		cells(title, "aim"),
 		cells(fmt.Sprintf("%d, %d", t.absences[unplugged], t.absences[frozen]), ""),
@@ -52,7 +56,7 @@ func soakColumn(title string, t tally, aim soakAim) []string {
 		cells(t.late, ""),
 		cells(spans(t.detection), ""),
 		cells(spans(t.long), aim.detection(t.long)),
-		cells(t.missed, "none: "+met(t.missed == 0)),
+		cells(fmt.Sprintf("%d of %d", t.missed, t.missed+len(t.long)), "none: "+missed),
 		cells(t.short, ""),
 		cells(t.falsely, falseAim),
 		cells(t.ghosts, ""),
@@ -69,7 +73,7 @@ func (a soakAim) detection(took []time.Duration) string {
 	}
 	text := strings.Join(append(aims, fmt.Sprintf("p99 ≤ %.0f", a.p99.Seconds())), ", ")
 	if len(took) == 0 {
-		return text
+		return text + ": nothing to judge by"
 	}
 	sorted := slices.Sorted(slices.Values(took))
 	return text + ": " + met((a.p50 == 0 || quantile(sorted, 0.5) <= a.p50) && quantile(sorted, 0.99) <= a.p99)
