@@ -3,6 +3,7 @@
 //	go run ./lab/bench                       # a few peers, as root, in less than five minutes
 //	go run ./lab/bench -only latency,memory -connects 50
 //	go run ./lab/bench -only scale,storm,flood   # thousands of peers, in ten more
+//	go run ./lab/bench -soak 30m             # peers that come and go: how fast and how truly that is known
 //
 // It judges nothing: a machine may be busy or slow, and it says which machine it was. It exits with 1 when something could not be measured, and with 2 when
 // it was called wrongly. What it makes (namespaces, devices, processes, a directory for the services' state) is gone when it ends.
@@ -20,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/wgherald/wgherald/lab/internal/lab"
 	"github.com/wgherald/wgherald/lab/internal/netns"
@@ -35,6 +37,7 @@ const (
 	partScale   = "scale"
 	partStorm   = "storm"
 	partFlood   = "flood"
+	partSoak    = "soak" // by -soak, and alone
 )
 
 var (
@@ -42,7 +45,10 @@ var (
 	allParts     = append(slices.Clone(defaultParts), partScale, partStorm, partFlood)
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	lab.Apart()
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -50,6 +56,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	only := flags.String("only", strings.Join(defaultParts, ","), "what to measure, comma separated, out of "+strings.Join(allParts, ","))
 	connects := flags.Int("connects", 200, "fresh connects for the latency")
 	dir := flags.String("dir", "/var/tmp", "where the services keep their state meanwhile; a disk, open to every user")
+	soak := flags.Duration("soak", 0, "nothing but this: let peers come and go for so long, 3m or more")
+	seed := flags.Uint64("seed", 1, "of the randomness of -soak")
 	verbose := flags.Bool("v", false, "show what the services log, on standard error")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -67,13 +75,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "bench: -connects must be positive, and there are no other arguments")
 		return 2
 	}
+	if *soak != 0 {
+		if *soak < minSoak {
+			fmt.Fprintf(stderr, "bench: -soak takes %v or more\n", minSoak)
+			return 2
+		}
+		parts = []string{partSoak}
+	}
 	if err := netns.Available(); err != nil {
 		fmt.Fprintf(stderr, "bench: nothing can be measured here: %v\n", err)
 		return 1
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	b := &bench{out: stdout, connects: *connects, sends: map[*lab.Client]sends{}}
+	b := &bench{out: stdout, connects: *connects, sends: map[*lab.Client]sends{}, progress: stderr, soakFor: *soak, seed: *seed}
 	if *verbose {
 		b.log = stderr
 	}
@@ -100,6 +115,10 @@ type bench struct {
 	connects int
 	lab      *lab.Lab
 
+	progress io.Writer // of the soak
+	soakFor  time.Duration
+	seed     uint64
+
 	mu    sync.Mutex
 	sends map[*lab.Client]sends
 }
@@ -124,11 +143,18 @@ func (b *bench) run(ctx context.Context, parts []string, dir string) (err error)
 		return err
 	}
 	defer bins.Close()
-	if err := b.crowds(ctx, bins, parts, state); err != nil || !slices.ContainsFunc(parts, func(p string) bool { return slices.Contains(defaultParts, p) }) {
+	if err := b.crowds(ctx, bins, parts, state); err != nil {
 		return err
 	}
+	if !slices.ContainsFunc(parts, func(p string) bool { return p == partSoak || slices.Contains(defaultParts, p) }) {
+		return nil
+	}
+	clients := batch + 1
+	if slices.Contains(parts, partSoak) {
+		clients = soakPeers
+	}
 	b.lab, err = lab.New(bins, lab.Options{
-		Clients: batch + 1, StateDir: state, Log: b.log, ProbeEnv: []string{"PROBE_METRICS=" + probeMetrics}, OnSend: b.sent,
+		Clients: clients, StateDir: state, Log: b.log, ProbeEnv: []string{"PROBE_METRICS=" + probeMetrics}, OnSend: b.sent,
 	})
 	if err != nil {
 		return err
@@ -149,6 +175,7 @@ func (b *bench) run(ctx context.Context, parts []string, dir string) (err error)
 		part, name string
 		measure    func(context.Context) error
 	}{
+		{partSoak, "soak", b.soak},
 		{partCPU, "CPU of the probe while idle", b.idle},
 		{partLatency, "latency", b.latency},
 		{partMemory, "memory", b.memory},

@@ -11,6 +11,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/wgherald/wgherald/lab/internal/netns"
+	"github.com/wgherald/wgherald/lab/internal/runner"
 	"github.com/wgherald/wgherald/lab/internal/wgpeer"
 	"github.com/wgherald/wgherald/pkg/events"
 )
@@ -26,7 +27,10 @@ type Client struct {
 	ns      *netns.NS
 	key     wgtypes.Key
 	outside netip.Prefix
-	dev     *wgpeer.Device // nil while down
+	dev     *wgpeer.Device  // nil while down, or apart
+	apart   *runner.Process // nil while down, or not apart
+
+	impairment wgpeer.Impairment // from the client to the hub
 }
 
 func (l *Lab) newClient(network *netns.NS, i int) (*Client, error) {
@@ -76,7 +80,7 @@ func (c *Client) Outside() netip.Addr { return c.outside.Addr() }
 
 // Up makes the tunnel. Without Keepalive no packet is sent until Ping.
 func (c *Client) Up() error {
-	if c.dev != nil {
+	if c.dev != nil || c.apart != nil {
 		return fmt.Errorf("%s is up", c.Name)
 	}
 	cfg := wgpeer.Config{NS: c.ns, Name: "wg0", PrivateKey: c.key, Address: netip.PrefixFrom(c.Inside, hubInside.Bits())}
@@ -88,10 +92,24 @@ func (c *Client) Up() error {
 		return fmt.Errorf("%s: %w", c.Name, err)
 	}
 	c.dev = dev
-	return dev.SetPeer(wgpeer.Peer{
+	dev.Impair(hubEndpoint.Addr(), c.impairment)
+	return dev.SetPeer(c.hubPeer())
+}
+
+// hubPeer is the hub as the client knows it.
+func (c *Client) hubPeer() wgpeer.Peer {
+	return wgpeer.Peer{
 		PublicKey: c.lab.hubKey.PublicKey(), PresharedKey: c.PresharedKey, Endpoint: hubEndpoint, Keepalive: c.Keepalive,
 		AllowedIPs: []netip.Prefix{hubInside.Masked()},
-	})
+	}
+}
+
+// Impair makes the path between the client, which must be down, and the hub worse, in both directions. It holds until the client roams or the hub is
+// deleted.
+func (c *Client) Impair(i wgpeer.Impairment) {
+	c.impairment = i
+	i.Seed = ^i.Seed // each direction has its own fates
+	c.lab.Hub.Impair(c.Outside(), i)
 }
 
 // Ping sends one packet through the tunnel and waits for its answer until ctx ends.
@@ -123,12 +141,22 @@ func (c *Client) Dial(ctx context.Context, port int) (conn net.Conn, err error) 
 
 // Down takes the tunnel away without a word, as WireGuard does. A client that is down stays so.
 func (c *Client) Down() error {
+	if c.apart != nil {
+		c.apart.Kill() // a frozen process hears nothing else
+		c.apart = nil
+	}
 	if c.dev == nil {
 		return nil
 	}
 	defer func() { c.dev = nil }()
 	return c.dev.Close()
 }
+
+// Unplug takes the client off the network, and Plug brings it back. The hub is not told.
+func (c *Client) Unplug() error { return c.ns.SetLink("eth0", false) }
+
+// Plug undoes Unplug.
+func (c *Client) Plug() error { return c.ns.SetLink("eth0", true) }
 
 // Roam moves the client, which must be up, into the other network. The hub learns it by the next packet.
 func (c *Client) Roam() error {

@@ -31,7 +31,7 @@ const Dir = "/run/wgherald"
 // put there look at the free space before they agree to start.
 const memory = "8g"
 
-// NS is one network and mount namespace. Its methods are safe for concurrent use.
+// NS is one network and mount namespace. Its methods are safe for concurrent use. A nil *NS is the one that the process was started in.
 type NS struct {
 	tid   int
 	calls chan call
@@ -141,6 +141,9 @@ func enter() error {
 // Do runs f on the namespace's thread, one at a time, and returns its error, or ErrClosed. Do inside Do is allowed. f must not wait for another
 // goroutine that needs Do of the same namespace, and must not end its goroutine (runtime.Goexit, t.FailNow).
 func (n *NS) Do(f func() error) error {
+	if n == nil {
+		return f()
+	}
 	select {
 	case <-n.closed:
 		return ErrClosed

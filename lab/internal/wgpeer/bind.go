@@ -3,6 +3,7 @@ package wgpeer
 import (
 	"encoding/binary"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -31,10 +32,13 @@ type bind struct {
 	conn.Bind
 	ns     *netns.NS
 	onSend func(Sent)
+
+	mu    sync.RWMutex
+	paths map[netip.Addr]*path // those that are impaired
 }
 
 func newBind(ns *netns.NS, onSend func(Sent)) *bind {
-	return &bind{conn.NewStdNetBind(), ns, onSend}
+	return &bind{Bind: conn.NewStdNetBind(), ns: ns, onSend: onSend, paths: map[netip.Addr]*path{}}
 }
 
 func (b *bind) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err error) {
@@ -56,6 +60,9 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 				b.onSend(Sent{kind, to, time.Now()})
 			}
 		}
+	}
+	if p := b.path(ep.DstIP()); p != nil {
+		return b.sendOn(p, bufs, ep)
 	}
 	return b.Bind.Send(bufs, ep)
 }

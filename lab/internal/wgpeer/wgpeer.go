@@ -32,8 +32,8 @@ const mtu = 1420
 
 // Config describes a device.
 type Config struct {
-	NS         *netns.NS
-	Name       string // of the TUN device
+	NS         *netns.NS // nil: that of the process
+	Name       string    // of the TUN device
 	PrivateKey wgtypes.Key
 	ListenPort int          // UDP; 0 lets the kernel choose
 	Address    netip.Prefix // in the tunnel, with the prefix that is reached through it
@@ -58,6 +58,7 @@ type Peer struct {
 type Device struct {
 	ns   *netns.NS
 	name string
+	bind *bind
 	dev  *device.Device
 
 	closeOnce sync.Once
@@ -68,7 +69,7 @@ type Device struct {
 
 // New makes a device and brings it up.
 func New(cfg Config) (*Device, error) {
-	d := &Device{ns: cfg.NS, name: cfg.Name}
+	d := &Device{ns: cfg.NS, name: cfg.Name, bind: newBind(cfg.NS, cfg.OnSend)}
 	var link tun.Device
 	if err := cfg.NS.Do(func() (err error) {
 		link, err = tun.CreateTUN(cfg.Name, mtu)
@@ -80,7 +81,7 @@ func New(cfg Config) (*Device, error) {
 	if logf == nil {
 		logf = device.DiscardLogf
 	}
-	d.dev = device.NewDevice(&tunDevice{link, cfg.NS}, newBind(cfg.NS, cfg.OnSend), &device.Logger{Verbosef: logf, Errorf: logf})
+	d.dev = device.NewDevice(&tunDevice{link, cfg.NS}, d.bind, &device.Logger{Verbosef: logf, Errorf: logf})
 
 	err := d.set(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.PrivateKey[:]), cfg.ListenPort))
 	for _, p := range cfg.Peers {
@@ -154,6 +155,9 @@ func (d *Device) SetPeer(p Peer) error {
 func (d *Device) SetEndpoint(key wgtypes.Key, to netip.AddrPort) error {
 	return d.set(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hex.EncodeToString(key[:]), to))
 }
+
+// Impair makes the path from here to an address worse than it is, or with the zero Impairment as good again.
+func (d *Device) Impair(to netip.Addr, i Impairment) { d.bind.impair(to, i) }
 
 // RemovePeer removes a peer with its session; one that is not there is no error.
 func (d *Device) RemovePeer(key wgtypes.Key) error {

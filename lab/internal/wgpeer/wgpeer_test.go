@@ -229,3 +229,30 @@ func TestCloseRemovesTheDevice(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestImpairedPath(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	must(t, p.ping(t))
+	late := wgpeer.Impairment{Delay: 40 * time.Millisecond, Jitter: 10 * time.Millisecond}
+	p.client.Impair(hubEndpoint.Addr(), late)
+	p.hub.Impair(netip.MustParseAddr("192.0.2.2"), late)
+	before := time.Now()
+	must(t, p.ping(t))
+	if took := time.Since(before); took < 60*time.Millisecond {
+		t.Errorf("a ping over 30 ms or more in each direction takes %v", took)
+	}
+	for name, cut := range map[string]func(wgpeer.Impairment){
+		"to the hub":   func(i wgpeer.Impairment) { p.client.Impair(hubEndpoint.Addr(), i) },
+		"from the hub": func(i wgpeer.Impairment) { p.hub.Impair(netip.MustParseAddr("192.0.2.2"), i) },
+	} {
+		cut(wgpeer.Impairment{Loss: 1})
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if err := wgpeer.Ping(ctx, p.clientNS, inside, hubInside); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("all lost %s: %v", name, err)
+		}
+		cancel()
+		cut(wgpeer.Impairment{})
+	}
+	must(t, p.ping(t))
+}
