@@ -34,6 +34,7 @@ type ear struct {
 	began      time.Time // of the gate's clock
 	gate       *limit.Gate
 	initiators *simplelru.LRU[netip.AddrPort, struct{}]
+	found      []target             // used again for each message
 	skipped    map[string]time.Time // by interface: when the engine was told last
 }
 
@@ -95,23 +96,23 @@ func (e *ear) hear(p capture.Packet) {
 // addressees returns the interfaces that a handshake message may be for. There is more than one only where several have the same key and the port does
 // not decide, as behind a port forward.
 func (e *ear) addressees(p capture.Packet) []target {
-	found := addressees(*e.targets.Load(), p)
-	if len(found) == 0 {
+	e.found = addressees(e.found[:0], *e.targets.Load(), p)
+	if len(e.found) == 0 {
 		e.metrics.Foreign()
 	} else {
 		e.metrics.Message(p.Kind)
 	}
-	return found
+	return e.found
 }
 
-func addressees(targets []target, p capture.Packet) []target {
-	var found []target
+// addressees appends to an empty list.
+func addressees(found, targets []target, p capture.Packet) []target {
 	for _, t := range targets {
 		if !t.responder.Addressed(p.Payload) {
 			continue
 		}
 		if t.port == int(p.Dst.Port()) {
-			return []target{t}
+			return append(found[:0], t)
 		}
 		found = append(found, t)
 	}

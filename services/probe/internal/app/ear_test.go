@@ -106,7 +106,7 @@ func TestAddressees(t *testing.T) {
 		"nobody here":                                {responder(t, 3), "192.0.2.1:51820", nil},
 	} {
 		var got []string
-		for _, found := range addressees(targets, capture.Packet{Dst: netip.MustParseAddrPort(tt.dst), Payload: addressedTo(t, tt.to, wgmsg.Initiation)}) {
+		for _, found := range addressees(nil, targets, capture.Packet{Dst: netip.MustParseAddrPort(tt.dst), Payload: addressedTo(t, tt.to, wgmsg.Initiation)}) {
 			got = append(got, found.name)
 		}
 		if diff := cmp.Diff(tt.want, got); diff != "" {
