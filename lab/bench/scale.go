@@ -352,7 +352,7 @@ func (c *crowded) storm(ctx context.Context) error {
 		}
 	}
 	var first, last time.Time
-	var t tally
+	var t outcome
 	u, err := c.account(ctx, func() error {
 		first = time.Now()
 		if err := every(ctx, stormFor/scalePeers, scalePeers, func(i int) (err error) {
@@ -362,7 +362,7 @@ func (c *crowded) storm(ctx context.Context) error {
 			return err
 		}
 		for end := last.Add(stormGiveUp); ; {
-			if t = tallyOf(c.stream.All()); len(t.connected) == scalePeers || time.Now().After(end) {
+			if t = outcomeOf(c.stream.All()); len(t.connected) == scalePeers || time.Now().After(end) {
 				return nil
 			}
 			if err := sleep(ctx, 100*time.Millisecond); err != nil {
@@ -381,7 +381,7 @@ func (c *crowded) storm(ctx context.Context) error {
 	if err := sleep(ctx, settleFor); err != nil { // what comes twice may come late
 		return err
 	}
-	t = tallyOf(c.stream.All())
+	t = outcomeOf(c.stream.All())
 	lost, after := scalePeers-len(t.connected), t.last.Sub(last)
 	table(c.out, fmt.Sprintf("%d peers connect within %v; %s\n%s", scalePeers, last.Sub(first).Round(time.Millisecond), u.meanwhile(), lookNote),
 		cells("peers without a connected event", lost, "aim: none", met(lost == 0)),
@@ -395,16 +395,16 @@ func (c *crowded) storm(ctx context.Context) error {
 	return nil
 }
 
-// tally is what a stream says of a storm.
-type tally struct {
+// outcome is what a stream says of a storm.
+type outcome struct {
 	connected map[string]bool // peers of whom it tells that they came
 	again     int             // such events beyond the first of a peer
 	holes     int             // numbers that are missing in the sequences of their sources
 	last      time.Time       // when the last of these events was stored
 }
 
-func tallyOf(all []stored) tally {
-	t := tally{connected: map[string]bool{}}
+func outcomeOf(all []stored) outcome {
+	t := outcome{connected: map[string]bool{}}
 	type span struct {
 		first, last uint64
 		seen        map[uint64]bool

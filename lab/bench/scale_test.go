@@ -39,7 +39,7 @@ func TestTally(t *testing.T) {
 		{"the same event twice", []stored{ev(wg0, 1, events.PeerConnected, "a", 1), ev(wg0, 1, events.PeerConnected, "a", 2)}, []string{"a"}, 1, 0, 2},
 		{"a peer told of twice", []stored{ev(wg0, 1, events.PeerConnected, "a", 1), ev(wg0, 2, events.PeerConnected, "a", 2)}, []string{"a"}, 1, 0, 2},
 	} {
-		got := tallyOf(tt.all)
+		got := outcomeOf(tt.all)
 		var peers []string
 		for p := range got.connected {
 			peers = append(peers, p)
