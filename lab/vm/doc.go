@@ -1,6 +1,6 @@
-// Package vm tests the services against WireGuard in the Linux kernel, which a machine that runs the other tests need not have: its test boots Debian's kernel in
-// qemu, in software, so it needs neither root nor KVM. The other tests run userspace WireGuard, which moves its handshake time, counts its bytes and keeps
-// its endpoints by other code.
+// Package vm tests the services against WireGuard in the Linux kernel. The machine's own kernel need not have it: the test boots Debian's in qemu, in software,
+// and so needs neither root nor KVM. The other tests run userspace WireGuard, which moves its handshake time, counts its bytes and keeps its
+// endpoints by other code.
 //
 //	namespace "hub": broker, notifier, probe           namespace "alice"                             namespace "bob"
 //	wg0 10.9.0.1 ─ alice 203.0.113.1  ═══ veth pair ═══  eth0 203.0.113.11 ─ wg0 10.9.0.2

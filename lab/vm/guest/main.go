@@ -1,5 +1,5 @@
-// Command guest is the first process of the guest, and a second one that acts out the story of package vm. The first one only waits for the second, because when
-// the first process of a machine crashes, the kernel takes the machine down with what has not been written to the console yet.
+// Command guest is the first process of the guest, and a second one that acts out the story of package vm. The first one only waits for the second, because
+// when the first process of a machine crashes, the kernel takes the machine down with what has not been written to the console yet.
 package main
 
 import (
