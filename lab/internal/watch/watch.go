@@ -29,7 +29,11 @@ type Watcher struct {
 	ledger.Ledger[Message]
 
 	conn *nats.Conn
+	done chan struct{}
 }
+
+// backlog is how many messages may wait to be read, far more than a laboratory makes at once: beyond it, the client drops them and says so.
+const backlog = 1 << 16
 
 // subjects are all events: each has three tokens.
 var subjects = []string{"wg.peer.*", "wg.interface.*", "wg.probe.*"}
@@ -45,7 +49,7 @@ func Start(ns *netns.NS, url string, seed []byte, ring events.Keyring) (*Watcher
 	if err != nil {
 		return nil, fmt.Errorf("nkey of the reader: %w", err)
 	}
-	w := &Watcher{}
+	w := &Watcher{done: make(chan struct{})}
 	w.conn, err = nats.Connect(url,
 		nats.Name("wgherald-lab"),
 		nats.Nkey(public, key.Sign),
@@ -61,14 +65,26 @@ func Start(ns *netns.NS, url string, seed []byte, ring events.Keyring) (*Watcher
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", url, err)
 	}
+	// One channel for all: subscriptions with a callback each would be read by a goroutine each, in any order.
+	messages := make(chan *nats.Msg, backlog)
 	for _, s := range subjects {
-		if _, err := w.conn.Subscribe(s, func(m *nats.Msg) { w.Add(read(m, ring)) }); err != nil {
+		if _, err := w.conn.ChanSubscribe(s, messages); err != nil {
 			w.conn.Close()
 			return nil, fmt.Errorf("subscribe to %s: %w", s, err)
 		}
 	}
+	go func() {
+		for {
+			select {
+			case m := <-messages:
+				w.Add(read(m, ring))
+			case <-w.done:
+				return
+			}
+		}
+	}()
 	if err := w.conn.FlushTimeout(5 * time.Second); err != nil {
-		w.conn.Close()
+		w.Close()
 		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	return w, nil
@@ -77,8 +93,11 @@ func Start(ns *netns.NS, url string, seed []byte, ring events.Keyring) (*Watcher
 // Connected reports whether the subscription is live right now.
 func (w *Watcher) Connected() bool { return w.conn.IsConnected() }
 
-// Close ends the subscription.
-func (w *Watcher) Close() { w.conn.Close() }
+// Close ends the subscription. It is to be called once.
+func (w *Watcher) Close() {
+	w.conn.Close()
+	close(w.done)
+}
 
 func read(m *nats.Msg, ring events.Keyring) Message {
 	got := Message{At: time.Now(), Subject: m.Subject, Header: m.Header}
