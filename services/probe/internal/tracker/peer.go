@@ -219,18 +219,9 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 			p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
 		}
 	case p.Quiet && (moved && previous-(now.Boot-p.HandshakeBoot) < t.cfg.OfflineAfter || !moved && alive && overdue < 0):
-		p.Connected, p.Quiet, p.Resumed = true, false, true
-		p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
-		p.Signs.resumed(now.Boot)
+		p.resume(now, i, o)
 	case moved:
-		p.Connected, p.Quiet, p.Resumed = true, false, false
-		p.StartedAt, p.StartedBoot = o.LastHandshake, p.HandshakeBoot
-		p.LastSeen = i.life(now, o.LastHandshake, o.LastHandshake)
-		p.RxBase, p.TxBase = p.RxBytes, p.TxBytes
-		if !i.looked {
-			p.RxBase, p.TxBase = o.RxBytes, o.TxBytes // nobody knows how much of it is this session's
-		}
-		p.Signs.begin(now.Boot)
+		p.begin(now, i, o)
 	}
 	if p.Connected {
 		p.Stalled, p.knocking = false, knocking{}
@@ -253,16 +244,8 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 		t.mark(i, p)
 		t.Say(at.Wall, &events.Connected{Common: t.common(now, i), Peer: t.told(p), Session: p.session(at)})
 	}
-	if p.Connected && overdue >= 0 {
-		t.disconnect(now, i, p, overdue, events.Expired)
+	if p.Connected && t.over(asked, now, i, p, watched) {
 		return moved
-	}
-	if p.Connected && watched && t.cfg.Silence {
-		if reason, gone := p.Signs.verdict(asked.Boot); gone {
-			t.disconnect(now, i, p, 0, reason)
-			p.Quiet = true
-			return moved
-		}
 	}
 	if roamed {
 		t.mark(i, p)
@@ -272,6 +255,43 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 		})
 	}
 	return moved
+}
+
+// begin starts a session.
+func (p *PeerState) begin(now Now, i *iface, o Peer) {
+	p.Connected, p.Quiet, p.Resumed = true, false, false
+	p.StartedAt, p.StartedBoot = o.LastHandshake, p.HandshakeBoot
+	p.LastSeen = i.life(now, o.LastHandshake, o.LastHandshake)
+	p.RxBase, p.TxBase = p.RxBytes, p.TxBytes
+	if !i.looked {
+		p.RxBase, p.TxBase = o.RxBytes, o.TxBytes // nobody knows how much of it is this session's
+	}
+	p.Signs.begin(now.Boot)
+}
+
+// resume goes on with a session that was said to be over.
+func (p *PeerState) resume(now Now, i *iface, o Peer) {
+	p.Connected, p.Quiet, p.Resumed = true, false, true
+	p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
+	p.Signs.resumed(now.Boot)
+}
+
+// over ends a session that has run out or whose peer is known to be gone, and reports whether it did. Only where somebody watched since the look before
+// does silence mean anything.
+func (t *Tracker) over(asked, now Now, i *iface, p *PeerState, watched bool) bool {
+	if overdue := now.Boot - p.HandshakeBoot - t.cfg.OfflineAfter; overdue >= 0 {
+		t.disconnect(now, i, p, overdue, events.Expired)
+		return true
+	}
+	if !watched || !t.cfg.Silence {
+		return false
+	}
+	reason, gone := p.Signs.verdict(asked.Boot)
+	if gone {
+		t.disconnect(now, i, p, 0, reason)
+		p.Quiet = true
+	}
+	return gone
 }
 
 // handshakeAge returns how long ago the last handshake was that is known so far.

@@ -68,6 +68,12 @@ func tell(t *testing.T, seed uint64, length int) {
 			look(name)
 			continue
 		}
+		if r.IntN(6) == 0 {
+			do("%s %s %s on=%s", pick("knock", "knock", "replay"), pick("A", "B", "C", "X", "Y"), addr(), name)
+		}
+		if r.IntN(40) == 0 {
+			do("suspend %v", time.Duration(r.Int64N(int64(5*time.Minute))))
+		}
 		switch n := r.IntN(100); {
 		case n < 25:
 			look(name)

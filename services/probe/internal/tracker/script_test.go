@@ -553,6 +553,9 @@ func (s *script) take(looked *wgInterface) ([]string, error) {
 		if err := s.rules.fact(e); err != nil {
 			return nil, err
 		}
+		if d, ok := e.Data.(*events.Rejected); ok && s.world.find(d.Interface).peer(d.PublicKey) != nil {
+			return nil, fmt.Errorf("%s is rejected at %s, where it is configured", nameOf(d.PublicKey), d.Interface)
+		}
 		out = append(out, s.describe(e))
 	}
 	for _, i := range batch.Interfaces {
