@@ -60,7 +60,7 @@ func colourOf(t events.Type) string {
 	switch t {
 	case events.PeerConnected, events.InterfaceUp, events.ProbeStarted:
 		return green
-	case events.PeerDisconnected, events.PeerRemoved, events.InterfaceDown, events.ProbeStopped:
+	case events.PeerDisconnected, events.PeerRemoved, events.PeerRejected, events.InterfaceDown, events.ProbeStopped:
 		return red
 	default:
 		return yellow
@@ -72,6 +72,9 @@ func subject(e *events.Event) string {
 	if p := e.Peer(); p != nil {
 		return cmp.Or(p.Name, shortKey(p.PublicKey))
 	}
+	if d, ok := e.Data.(*events.Rejected); ok {
+		return shortKey(d.PublicKey)
+	}
 	return e.Subject
 }
 
@@ -81,10 +84,17 @@ func detail(e *events.Event) string {
 	switch d := e.Data.(type) {
 	case *events.Connected:
 		text = "from " + d.Peer.Endpoint
+		if d.Session.Resumed {
+			text += ", resumed"
+		}
 	case *events.Disconnected:
 		text = fmt.Sprintf("%s, %v, rx %s, tx %s", d.Reason, time.Duration(d.Session.DurationSeconds)*time.Second, size(d.Session.RxBytes), size(d.Session.TxBytes))
 	case *events.Roamed:
 		text = d.From + " -> " + d.To
+	case *events.Rejected:
+		text = "from " + d.Endpoint + ", no such peer"
+	case *events.Stalled:
+		text = fmt.Sprintf("%d attempts and no session", d.Attempts)
 	case *events.Added:
 		text = fmt.Sprint(d.Peer.AllowedIPs)
 	case *events.Up:

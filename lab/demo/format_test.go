@@ -41,6 +41,9 @@ func TestEventLine(t *testing.T) {
 		want string
 	}{
 		"connected":     {&events.Connected{Common: common, Peer: alice}, "wg.peer.connected     alice-laptop   from 203.0.113.11:41641"},
+		"resumed":       {&events.Connected{Common: common, Peer: alice, Session: events.Session{Resumed: true}}, "wg.peer.connected     alice-laptop   from 203.0.113.11:41641, resumed"},
+		"rejected":      {&events.Rejected{Common: common, PublicKey: events.Key{1}, Endpoint: "203.0.113.66:1", Count: 1}, "wg.peer.rejected      AQAAAAAA…      from 203.0.113.66:1, no such peer"},
+		"stalled":       {&events.Stalled{Common: common, Peer: alice, Attempts: 3}, "wg.peer.stalled       alice-laptop   3 attempts and no session"},
 		"disconnected":  {&events.Disconnected{Common: common, Peer: carol, Session: session(90), Reason: events.Expired}, "wg.peer.disconnected  carol-desktop  expired, 1m30s, rx 276 B, tx 12.3 kB"},
 		"roamed":        {&events.Roamed{Common: common, Peer: alice, From: "203.0.113.11:1", To: "198.51.100.11:2"}, "wg.peer.roamed        alice-laptop   203.0.113.11:1 -> 198.51.100.11:2"},
 		"removed":       {&events.Removed{Common: common, Peer: carol}, "wg.peer.removed       carol-desktop"},

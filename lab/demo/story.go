@@ -62,6 +62,7 @@ func (s *story) tell(ctx context.Context) error {
 			func(ctx context.Context) error { return s.roam(ctx, s.bob()) }},
 		{"carol-desktop is taken out of the configuration: the next sample sees that, too",
 			func(ctx context.Context) error { return s.remove(ctx, s.carol()) }},
+		{"carol-desktop knocks all the same, and is turned away: her handshake names her", func(ctx context.Context) error { return s.knock(ctx, s.carol()) }},
 		{"wg0 is taken down, and every session with it", s.takeDown},
 		{"the webhook receiver's ledger is checked: signatures, order, nothing missing, nothing more", s.audit},
 	}
@@ -133,6 +134,17 @@ func (s *story) remove(ctx context.Context, c *lab.Client) error {
 			return equal("name", e.Data.(*events.Removed).Peer.Name, c.Name)
 		}},
 	)
+}
+
+// knock has a client that is not configured begin anew. It sends an initiation every 5 s, and is told of once.
+func (s *story) knock(ctx context.Context, c *lab.Client) error {
+	return s.act(ctx, func(context.Context) error {
+		c.Keepalive = 25 * time.Second // so that it knocks by itself
+		return errors.Join(c.Down(), c.Up())
+	}, want{events.PeerRejected, c.PublicKey().String(), func(e *events.Event) error {
+		d := e.Data.(*events.Rejected)
+		return errors.Join(equal("key", d.PublicKey, c.PublicKey()), equal("address", address(d.Endpoint), c.Outside()), equal("count", d.Count, 1))
+	}})
 }
 
 func (s *story) takeDown(ctx context.Context) error {
