@@ -33,7 +33,7 @@ const (
 	gatherFor   = 30 * time.Second  // that those online take to connect
 
 	rareConnects                 = 60
-	rareMinPause, rareMaxPause   = time.Second, 2 * time.Second
+	rareMinPause, rareMaxPause   = 3 * time.Second, 6 * time.Second
 	scaleGiveUp                  = 30 * time.Second // when an event that did not come is missing
 	stormFor, stormGiveUp        = 5 * time.Second, 2 * time.Minute
 	calm, calmShare, calmTimeout = 3 * time.Second, 0.02, 3 * time.Minute

@@ -20,14 +20,19 @@ const (
 	// then after 1, 2, 4 … ms, because the packet filter sees a packet before the device has dealt with it.
 	confirmStep  = time.Millisecond
 	confirmLimit = 2 * time.Second
+	// dearLook is what a look takes from which on the first question waits for dearPause: one that comes too early costs more than the wait.
+	dearLook  = 10 * time.Millisecond
+	dearPause = 4 * time.Millisecond
 	// fallbackStep begins the ladder after an initiation whose first data packet was not seen.
 	fallbackStep = 64 * time.Millisecond
 
 	// budgetShare of a core on average, and budgetBurst of it at once, is what looks may cost. Debts beyond budgetDebt are forgiven: that much is
 	// paid back in one SampleInterval.
 	budgetShare = 0.01
-	budgetBurst = 500 * time.Millisecond
+	budgetBurst = 2 * time.Second
 	budgetDebt  = SampleInterval / 100
+	// maxCost is the most that one look counts.
+	maxCost = 500 * time.Millisecond
 	// budgetReserve is what looks without cause leave for those with one: that a session comes about is not found late because all was sampled away.
 	// maxStretch is the longest that a look without cause waits for it.
 	budgetReserve = budgetBurst / 2
@@ -53,6 +58,7 @@ type Schedule struct {
 	soon      time.Duration // somebody wishes a look, or never
 	doubted   time.Duration // the latest look that was wished because of a doubt
 	notBefore time.Duration // the budget allows none earlier
+	cost      time.Duration // of the last look
 	balance   time.Duration // of the budget
 	credited  time.Duration // up to when
 }
@@ -107,12 +113,22 @@ func (s *Schedule) Initiation(now time.Duration, src netip.AddrPort) {
 // FirstData tells that src sent the first data packet under a new key: the one that makes a responder's last handshake move.
 func (s *Schedule) FirstData(now time.Duration, src netip.AddrPort) {
 	if _, ok := s.waiting[src]; ok {
-		s.await(src, now, confirmStep)
+		s.await(src, now+s.pause(), confirmStep)
 	}
 }
 
 // Response tells that src answered this device's initiation: an initiator's last handshake moves.
-func (s *Schedule) Response(now time.Duration, src netip.AddrPort) { s.await(src, now, confirmStep) }
+func (s *Schedule) Response(now time.Duration, src netip.AddrPort) {
+	s.await(src, now+s.pause(), confirmStep)
+}
+
+// pause is how long the device is left alone with a packet before it is asked what came of it.
+func (s *Schedule) pause() time.Duration {
+	if s.cost >= dearLook {
+		return dearPause
+	}
+	return 0
+}
 
 // await begins a ladder for src, anew if there is one. Beyond the bound, one look serves all.
 func (s *Schedule) await(src netip.AddrPort, next, step time.Duration) {
@@ -220,12 +236,12 @@ func (s *Schedule) asked(at time.Duration) {
 // at the latest.
 //
 // The cost is the time that the look took, and that may be far more than it cost: the device's process may have been stopped, or the host asleep. So
-// one look costs budgetBurst at most, and debts beyond budgetDebt are forgiven. Looks of up to 200 ms hence take budgetShare on average when there is no
+// one look costs maxCost at most, and debts beyond budgetDebt are forgiven. Looks of up to 200 ms hence take budgetShare on average when there is no
 // cause for them, and those of up to budgetDebt (100 ms) always; where looks are dearer, there is one in maxStretch, and with a cause one in 10 s.
 func (s *Schedule) spend(now, cost time.Duration) {
 	earned := time.Duration(math.Round(float64(now-s.credited) * budgetShare))
-	s.balance = max(-budgetDebt, min(budgetBurst, s.balance+earned)-min(budgetBurst, cost))
-	s.credited = now
+	s.balance = max(-budgetDebt, min(budgetBurst, s.balance+earned)-min(maxCost, cost))
+	s.credited, s.cost = now, cost
 	s.notBefore = 0
 	if s.balance < 0 {
 		s.notBefore = s.solvent(0)
