@@ -19,7 +19,7 @@ const (
 	heardBacklog = 1024
 	// maxInitiators bounds the senders of initiations whose first data packet is listened for; the oldest is forgotten first.
 	maxInitiators = 4096
-	// skippedInterval is how often the engine is told of initiations that nobody had the time to open.
+	// skippedInterval is how often the engine is told of handshake messages that nobody had the time for.
 	skippedInterval = 250 * time.Millisecond
 )
 
@@ -50,7 +50,7 @@ type note int
 
 const (
 	noteInitiation note = iota // opened and proven: key and stamp are set
-	noteUnopened               // an initiation that may be for several interfaces, or that nobody had the time to open
+	noteUnopened               // an initiation that may be for several interfaces; without a source, messages that nobody had the time for
 	noteResponse
 	noteFirstData // it may be for any interface
 )
@@ -80,8 +80,10 @@ func (e *ear) hear(p capture.Packet) {
 	case wgmsg.Initiation:
 		e.initiation(p)
 	case wgmsg.Response:
-		for _, t := range e.addressees(p) {
-			e.pass(heard{note: noteResponse, name: t.name, src: p.Src})
+		if found := e.addressees(p); len(found) > 0 && e.admit(p, found) {
+			for _, t := range found {
+				e.pass(heard{note: noteResponse, name: t.name, src: p.Src})
+			}
 		}
 	case wgmsg.Data:
 		if e.initiators.Contains(p.Src) {
@@ -119,9 +121,27 @@ func addressees(found, targets []target, p capture.Packet) []target {
 	return found
 }
 
+// admit reports whether there is time for a handshake message. Otherwise, the engine is told now and then to look what came of it.
+func (e *ear) admit(p capture.Packet, found []target) bool {
+	if e.gate.Allow(p.At.Sub(e.began), p.Src.Addr()) {
+		return true
+	}
+	for _, t := range found {
+		if p.At.Sub(e.skipped[t.name]) >= skippedInterval {
+			e.skipped[t.name] = p.At
+			e.pass(heard{note: noteUnopened, name: t.name})
+		}
+	}
+	return false
+}
+
 func (e *ear) initiation(p capture.Packet) {
 	found := e.addressees(p)
 	if len(found) == 0 {
+		return
+	}
+	if !e.admit(p, found) {
+		e.metrics.Initiation(telemetry.Skipped)
 		return
 	}
 	if len(found) > 1 {
@@ -133,14 +153,6 @@ func (e *ear) initiation(p capture.Packet) {
 		return
 	}
 	t := found[0]
-	if !e.gate.Allow(p.At.Sub(e.began), p.Src.Addr()) {
-		e.metrics.Initiation(telemetry.Skipped)
-		if p.At.Sub(e.skipped[t.name]) >= skippedInterval {
-			e.skipped[t.name] = p.At
-			e.pass(heard{note: noteUnopened, name: t.name})
-		}
-		return
-	}
 	claim, ok := t.responder.Open(p.Payload)
 	if !ok {
 		e.metrics.Initiation(telemetry.Unopened)
