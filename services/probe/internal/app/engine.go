@@ -394,7 +394,7 @@ func (e *engine) take(a answer) {
 	}
 	e.metrics.Looked(a.answered.Boot - a.asked.Boot)
 	d.seen = e.tracker.Observe(a.asked, a.answered, observed(a.found))
-	d.schedule.Looked(a.asked.Boot, a.answered.Boot, d.seen)
+	d.schedule.Looked(a.asked.Boot, a.answered.Boot, a.found.Cost, d.seen)
 	responder := a.found.Responder
 	if !a.found.Up {
 		responder = nil // it listens to nobody, so it turns nobody away

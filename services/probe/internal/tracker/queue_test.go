@@ -37,7 +37,7 @@ func TestNextIsThatOfAWalk(t *testing.T) {
 			case 5:
 				s.Response(now, addr())
 			case 6:
-				s.Looked(asked, now, Seen{Handshakes: []netip.AddrPort{addr(), addr()}})
+				s.Looked(asked, now, now-asked, Seen{Handshakes: []netip.AddrPort{addr(), addr()}})
 			case 7:
 				s.Failed(asked, now)
 			}

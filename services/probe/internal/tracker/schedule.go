@@ -178,8 +178,9 @@ func (s *Schedule) Next() time.Duration {
 	return min(max(next, s.notBefore), s.sample)
 }
 
-// Looked takes in what a look saw, which was asked for at one time and answered by another. It answers only what was due when it was asked for.
-func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
+// Looked takes in what a look saw, which was asked for at one time, answered by another, and took so much CPU time. It answers only what was due when it was
+// asked for.
+func (s *Schedule) Looked(asked, answered, cost time.Duration, seen Seen) {
 	for _, src := range seen.Handshakes {
 		s.forget(src)
 	}
@@ -210,7 +211,7 @@ func (s *Schedule) Looked(asked, answered time.Duration, seen Seen) {
 	if seen.Deadline != 0 {
 		s.deadline = max(seen.Deadline, answered+deadlineInterval)
 	}
-	s.spend(answered, answered-asked)
+	s.spend(answered, cost)
 }
 
 // Failed takes in that a look ended with an error. What was due when it was asked for waits for the next one without cause.
@@ -222,7 +223,7 @@ func (s *Schedule) Failed(asked, answered time.Duration) {
 	}
 	s.asked(asked)
 	s.sample, s.deadline = answered+SampleInterval, never
-	s.spend(answered, answered-asked)
+	s.spend(answered, answered-asked) // nobody knows what it cost
 }
 
 // asked forgets a wish that is answered by a look at the given time.
@@ -235,8 +236,7 @@ func (s *Schedule) asked(at time.Duration) {
 // spend takes the cost of a look from the budget. An overdrawn budget puts the next look off until it is even again, which is after SampleInterval
 // at the latest.
 //
-// The cost is the time that the look took, and that may be far more than it cost: the device's process may have been stopped, or the host asleep. So
-// one look costs maxCost at most, and debts beyond budgetDebt are forgiven. Looks of up to 200 ms hence take budgetShare on average when there is no
+// One look counts maxCost at most, and debts beyond budgetDebt are forgiven. Looks of up to 200 ms hence take budgetShare on average when there is no
 // cause for them, and those of up to budgetDebt (100 ms) always; where looks are dearer, there is one in maxStretch, and with a cause one in 10 s.
 func (s *Schedule) spend(now, cost time.Duration) {
 	earned := time.Duration(math.Round(float64(now-s.credited) * budgetShare))

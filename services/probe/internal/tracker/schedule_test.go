@@ -27,7 +27,7 @@ const began = 1000 * time.Second
 // rested returns the schedule of a device that was looked at once, at began.
 func rested(packets bool, seen tracker.Seen) *tracker.Schedule {
 	s := tracker.NewSchedule(began, packets)
-	s.Looked(began, began, seen)
+	s.Looked(began, began, 0, seen)
 	return s
 }
 
@@ -36,7 +36,7 @@ func looks(s *tracker.Schedule, until time.Duration, seen tracker.Seen) []time.D
 	var at []time.Duration
 	for next := s.Next(); next <= began+until; next = s.Next() {
 		at = append(at, next-began)
-		s.Looked(next, next, seen)
+		s.Looked(next, next, 0, seen)
 	}
 	return at
 }
@@ -91,7 +91,7 @@ func TestDearLook(t *testing.T) {
 	t.Parallel()
 	for cost, want := range map[time.Duration]time.Duration{9 * ms: 0, 10 * ms: 4 * ms, 150 * ms: 4 * ms} {
 		s := rested(true, tracker.Seen{})
-		s.Looked(began-cost, began, tracker.Seen{})
+		s.Looked(began-cost, began, cost, tracker.Seen{})
 		s.Initiation(began, src(1))
 		s.FirstData(began+30*ms, src(1))
 		if got := s.Next() - began - 30*ms; got != want {
@@ -106,11 +106,11 @@ func TestHandshakeEndsLadder(t *testing.T) {
 	s := rested(true, tracker.Seen{})
 	s.Response(began, src(1))
 	s.Initiation(began, src(2))
-	s.Looked(began, began, tracker.Seen{Handshakes: []netip.AddrPort{src(1)}})
+	s.Looked(began, began, 0, tracker.Seen{Handshakes: []netip.AddrPort{src(1)}})
 	if got := s.Next() - began; got != 64*ms {
 		t.Errorf("next look after %v, want 64ms", got)
 	}
-	s.Looked(began+64*ms, began+64*ms, tracker.Seen{Handshakes: []netip.AddrPort{src(2)}})
+	s.Looked(began+64*ms, began+64*ms, 0, tracker.Seen{Handshakes: []netip.AddrPort{src(2)}})
 	if got := s.Next() - began; got != time.Minute+64*ms {
 		t.Errorf("next look after %v, want one without cause", got)
 	}
@@ -125,7 +125,7 @@ func TestLookAnswersOnlyWhatCameBefore(t *testing.T) {
 	} {
 		s := rested(true, tracker.Seen{})
 		hear(s, began+20*ms)
-		s.Looked(began+10*ms, began+100*ms, tracker.Seen{})
+		s.Looked(began+10*ms, began+100*ms, 90*ms, tracker.Seen{})
 		if got := s.Next() - began; got != 20*ms {
 			t.Errorf("%s during a look: next look after %v, want 20ms, hence at once", name, got)
 		}
@@ -151,7 +151,7 @@ func TestWaitingIsBounded(t *testing.T) {
 	}
 	s.Initiation(began+1*ms, src(5000))
 	s.FirstData(began+2*ms, src(5000)) // it is not waited for
-	s.Looked(began+64*ms, began+64*ms, tracker.Seen{})
+	s.Looked(began+64*ms, began+64*ms, 0, tracker.Seen{})
 	var known []netip.AddrPort
 	for n := range 4096 {
 		known = append(known, src(n))
@@ -159,7 +159,7 @@ func TestWaitingIsBounded(t *testing.T) {
 	if got := s.Next() - began; got != 65*ms {
 		t.Errorf("next look after %v, want 65ms: one for all beyond the bound", got)
 	}
-	s.Looked(began+65*ms, began+65*ms, tracker.Seen{Handshakes: known})
+	s.Looked(began+65*ms, began+65*ms, 0, tracker.Seen{Handshakes: known})
 	if got := s.Next() - began; got != time.Minute+65*ms {
 		t.Errorf("next look after %v, want one without cause: nobody is waited for", got)
 	}
@@ -233,7 +233,7 @@ func TestBudget(t *testing.T) {
 				now = max(now, next)
 				cost := time.Duration(r.Int64N(int64(most)))
 				if r.IntN(10) > 0 {
-					s.Looked(now, now+cost, tracker.Seen{Live: 1, Deadline: now + time.Minute})
+					s.Looked(now, now+cost, cost, tracker.Seen{Live: 1, Deadline: now + time.Minute})
 				} else {
 					s.Failed(now, now+cost)
 				}
@@ -263,7 +263,7 @@ func TestSlowLook(t *testing.T) {
 		s := tracker.NewSchedule(began, true)
 		at := began
 		for range 20 {
-			s.Looked(at, at+cost, tracker.Seen{Live: 1, Deadline: never})
+			s.Looked(at, at+cost, cost, tracker.Seen{Live: 1, Deadline: never})
 			at += cost
 			if wait := s.Next() - at; wait > 2*tracker.SampleInterval {
 				t.Fatalf("after looks of %v, the next is %v away, want 20s at most", cost, wait)
@@ -272,7 +272,7 @@ func TestSlowLook(t *testing.T) {
 		}
 		// Nor is it remembered for long: cheap looks have their budget again.
 		at += 2 * tracker.SampleInterval
-		s.Looked(at, at+ms, tracker.Seen{Live: 1, Deadline: never})
+		s.Looked(at, at+ms, ms, tracker.Seen{Live: 1, Deadline: never})
 		s.Response(at+ms, src(1))
 		if wait := s.Next() - at; wait != ms {
 			t.Errorf("after looks of %v and a rest, the next is %v away, want 1ms", cost, wait)
@@ -302,7 +302,7 @@ func TestFailedAnswersOnlyWhatCameBefore(t *testing.T) {
 // BenchmarkMessage measures an initiation from an address that is waited for first, while as many are waited for as may be.
 func BenchmarkMessage(b *testing.B) {
 	s := tracker.NewSchedule(0, true)
-	s.Looked(0, 0, tracker.Seen{})
+	s.Looked(0, 0, 0, tracker.Seen{})
 	const waiting = 4096
 	for n := range waiting {
 		s.Initiation(time.Duration(n), src(n))
@@ -319,14 +319,14 @@ func BenchmarkMessage(b *testing.B) {
 func ExampleSchedule() {
 	peer := netip.MustParseAddrPort("203.0.113.7:41641")
 	s := tracker.NewSchedule(0, true)
-	s.Looked(0, 0, tracker.Seen{})
+	s.Looked(0, 0, 0, tracker.Seen{})
 	fmt.Println("nothing heard:", s.Next())
 
 	s.Initiation(5*time.Second, peer)
 	fmt.Println("an initiation:", s.Next())
 	s.FirstData(5*time.Second+20*ms, peer)
 	fmt.Println("first data:   ", s.Next())
-	s.Looked(s.Next(), s.Next(), tracker.Seen{Handshakes: []netip.AddrPort{peer}, Live: 1, Deadline: 185 * time.Second})
+	s.Looked(s.Next(), s.Next(), 0, tracker.Seen{Handshakes: []netip.AddrPort{peer}, Live: 1, Deadline: 185 * time.Second})
 	fmt.Println("connected:    ", s.Next())
 	// Output:
 	// nothing heard: 1m0s

@@ -303,7 +303,7 @@ func (s *script) do(verb string, fields []string) ([]string, error) {
 		d := i.Device
 		d.Peers = slices.Clone(d.Peers)
 		seen := s.tracker.Observe(s.now(), s.now(), d)
-		s.schedule(i.Name).Looked(s.world.boot, s.world.boot, seen)
+		s.schedule(i.Name).Looked(s.world.boot, s.world.boot, 0, seen)
 		return s.take(i)
 	default:
 		return nil, fmt.Errorf("what is %q?", verb)

@@ -20,6 +20,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -74,7 +75,8 @@ type known struct {
 // reading is one call of Client.device under way.
 type reading struct {
 	done chan struct{}
-	hung bool // somebody has waited answerTimeout for it; guarded by Client.mu
+	cost time.Duration // of CPU; set before done is closed
+	hung bool          // somebody has waited answerTimeout for it; guarded by Client.mu
 }
 
 // New returns a Client for the interfaces that filter takes. It needs no privilege yet; reading a kernel device takes CAP_NET_ADMIN, and
@@ -174,10 +176,13 @@ func (c *Client) of(link Link) *known {
 //   - syscall.ECONNREFUSED when nobody listens on a userspace device's socket;
 //   - the context's when that ends first.
 func (c *Client) Snapshot(ctx context.Context, link Link) (Device, error) {
-	d, err := c.readWhole(ctx, link)
+	d, cost, err := c.readWhole(ctx, link)
 	if err != nil {
 		return Device{}, c.explain(link, err)
 	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := threadTime()
 	now, err := c.link(link.Ifindex)
 	switch {
 	case errors.Is(err, os.ErrNotExist), err == nil && now.Name != link.Name:
@@ -202,7 +207,17 @@ func (c *Client) Snapshot(ctx context.Context, link Link) (Device, error) {
 			}
 		})
 	}
+	out.Cost = cost + threadTime() - began
 	return out, nil
+}
+
+// threadTime returns the CPU time of the calling thread, which the goroutine should be locked to.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		panic(err) // Linux has had this clock since 2.6.12
+	}
+	return time.Duration(t.Nano())
 }
 
 // responder returns the Responder of link's device, the same one as long as its private key is; nil when it has none.
@@ -241,41 +256,43 @@ func (c *Client) tellKeyless(link Link) {
 // (wg_get_device_dump in drivers/net/wireguard/netlink.c); wgctrl does not look at that mark, nor whether a userspace answer was complete.
 // Peers that only fell off would be reported as removed, so a smaller number, and the very first, counts when the next reading does not
 // show more.
-func (c *Client) readWhole(ctx context.Context, link Link) (*wgtypes.Device, error) {
+func (c *Client) readWhole(ctx context.Context, link Link) (d *wgtypes.Device, cost time.Duration, err error) {
 	c.mu.Lock()
 	last := *c.of(link)
 	c.mu.Unlock()
 
-	d, err := c.read(ctx, link)
+	d, cost, err = c.read(ctx, link)
 	for n := 1; err == nil && n < maxReads && (!last.read || len(d.Peers) < last.peers); n++ {
 		last.read, last.peers = true, len(d.Peers)
-		d, err = c.read(ctx, link)
+		var more time.Duration
+		d, more, err = c.read(ctx, link)
+		cost += more
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 
 	c.mu.Lock()
 	k := c.of(link)
 	k.read, k.peers = true, len(d.Peers)
 	c.mu.Unlock()
-	return d, nil
+	return d, cost, nil
 }
 
-// read reads the device once, waiting no longer than answerTimeout.
+// read reads the device once, waiting no longer than answerTimeout, and tells what CPU time that took here.
 //
 // wgctrl dials a userspace device's socket without any deadline, so the call runs in a goroutine of its own, the only one in the probe
 // that may outlive its task. There is never more than one for a device: while it hangs, no other is started.
-func (c *Client) read(ctx context.Context, link Link) (*wgtypes.Device, error) {
+func (c *Client) read(ctx context.Context, link Link) (*wgtypes.Device, time.Duration, error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		c.mu.Lock()
 		r, busy := c.reading[link.Name]
 		if busy && r.hung {
 			c.mu.Unlock()
-			return nil, os.ErrDeadlineExceeded
+			return nil, 0, os.ErrDeadlineExceeded
 		}
 		var d *wgtypes.Device
 		var err error
@@ -283,7 +300,12 @@ func (c *Client) read(ctx context.Context, link Link) (*wgtypes.Device, error) {
 			r = &reading{done: make(chan struct{})}
 			c.reading[link.Name] = r
 			go func() {
+				// The kernel makes its answer on the thread that asks, so the thread's clock tells what a reading costs, however long it waits.
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				began := threadTime()
 				d, err = c.device(link.Kind, link.Name)
+				r.cost = threadTime() - began
 				c.mu.Lock()
 				delete(c.reading, link.Name)
 				c.mu.Unlock()
@@ -296,16 +318,16 @@ func (c *Client) read(ctx context.Context, link Link) (*wgtypes.Device, error) {
 		select {
 		case <-r.done:
 			if !busy {
-				return d, err
+				return d, r.cost, err
 			}
 			// That was somebody else's, and begun before this was asked.
 		case <-timeout:
 			c.mu.Lock()
 			r.hung = true
 			c.mu.Unlock()
-			return nil, os.ErrDeadlineExceeded
+			return nil, 0, os.ErrDeadlineExceeded
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, 0, ctx.Err()
 		}
 	}
 }

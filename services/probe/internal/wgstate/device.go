@@ -42,6 +42,7 @@ type Device struct {
 	// Responder opens handshakes to the device, and keeps Peers. It is the same object as long as the device has the same private key, nil while it
 	// has none.
 	Responder *wgmsg.Responder
+	Cost      time.Duration // CPU time that the reading took here; what a userspace device's own process took is not in it
 }
 
 // Peer is one configured peer in a reading of its device.

@@ -157,7 +157,10 @@ func TestUserspaceDevice(t *testing.T) {
 	if got.Responder == nil || got.Responder.PublicKey() != private.PublicKey() || !got.Responder.Keeps(peer) {
 		t.Error("its Responder has not the device's key and peer")
 	}
-	want.Responder, got.Responder = nil, nil
+	if got.Cost <= 0 {
+		t.Errorf("it is said to have cost %v", got.Cost)
+	}
+	got.Responder, got.Cost = nil, 0
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("device (-want +got):\n%s", diff)
 	}
