@@ -18,7 +18,6 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
-	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
@@ -142,6 +141,10 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 	if err != nil {
 		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
 	}
+	format, err := h.Render()
+	if err != nil {
+		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
+	}
 	header := map[string]string{}
 	for name, value := range h.Headers {
 		header[name] = value.Reveal()
@@ -152,7 +155,7 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 			Name:   h.Name,
 			Target: deliver.Target{URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header},
 			Filter: filter,
-			Format: render.CloudEvents,
+			Format: format,
 			Retry:  retry.Default(),
 		},
 		Version: version, Verify: verify, Observer: observer, Log: log,

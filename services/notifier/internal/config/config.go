@@ -7,6 +7,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -63,6 +65,18 @@ type Hook struct {
 	Rules   route.Rules   // which events it wants; they compile
 	Timeout time.Duration // of one request as a whole
 	Headers map[string]Secret
+
+	Format      string // one of render.Names; empty is the first. A template has none
+	Template    Secret // may hold a token of the receiver; empty is none
+	ContentType string // of the template
+}
+
+// Render returns what makes the hook's requests out of events.
+func (h Hook) Render() (render.Format, error) {
+	if text := h.Template.Reveal(); text != "" {
+		return render.NewTemplate(text, h.ContentType)
+	}
+	return render.Named(cmp.Or(h.Format, render.Names[0]))
 }
 
 const (

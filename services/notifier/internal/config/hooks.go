@@ -14,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -112,7 +113,8 @@ func (p *hooksParser) warn(format string, args ...any) {
 // hookFields are the keys of a hook, as an error lists them.
 var hookFields = []string{
 	"name", "url", "url_file", "secret", "secrets", "secret_file", "secret_files",
-	"types", "nodes", "interfaces", "peers", "tags", "timeout", "headers",
+	"types", "nodes", "interfaces", "peers", "tags",
+	"format", "template", "template_file", "content_type", "timeout", "headers",
 }
 
 // one reads a hook.
@@ -124,7 +126,8 @@ func (p *hooksParser) one(n ast.Node) {
 	}
 	h := Hook{Timeout: DefaultTimeout}
 	p.nameOf(m, &h)
-	var urls, secrets []string // keys that were given, of which one may be
+	var urls, secrets, formats []string // keys that were given, of which one may be
+	var template, contentType ast.Node
 	p.mapping(n, "", hookFields, func(key string, at, value ast.Node) {
 		switch key {
 		case "name":
@@ -150,6 +153,18 @@ func (p *hooksParser) one(n ast.Node) {
 			h.Rules.Peers = p.globs(value, key, func(g string) route.Rules { return route.Rules{Peers: []string{g}} })
 		case "tags":
 			h.Rules.Tags = p.globs(value, key, func(g string) route.Rules { return route.Rules{Tags: []string{g}} })
+		case "format":
+			formats = append(formats, key)
+			h.Format = p.format(value)
+		case "template", "template_file":
+			formats = append(formats, key)
+			template = value
+			if text, ok := p.templateText(value, key); ok {
+				h.Template = NewSecret(text)
+			}
+		case "content_type":
+			contentType = value
+			h.ContentType = p.contentType(value)
 		case "timeout":
 			h.Timeout = p.timeout(value)
 		case "headers":
@@ -162,8 +177,21 @@ func (p *hooksParser) one(n ast.Node) {
 	case len(urls) > 1:
 		p.wrong(n, "url_file", "given together with url: use one of them")
 	}
-	if len(secrets) > 1 {
-		p.wrong(n, secrets[1], "given together with %s: use one of them", secrets[0])
+	for _, keys := range [][]string{secrets, formats} {
+		if len(keys) > 1 {
+			p.wrong(n, keys[1], "given together with %s: use one of them", keys[0])
+		}
+	}
+	switch {
+	case template == nil && contentType != nil:
+		p.wrong(contentType, "content_type", "only a template has one: the other formats have their own")
+	case template != nil && contentType == nil:
+		h.ContentType = defaultContentType
+	}
+	if h.Template.Reveal() != "" && h.ContentType != "" && len(formats) == 1 {
+		if _, err := h.Render(); err != nil {
+			p.wrong(template, formats[0], "%v", err)
+		}
 	}
 	p.hooks = append(p.hooks, h)
 }
@@ -298,25 +326,76 @@ func (p *hooksParser) secretText(n ast.Node, field string, named bool) (string, 
 		p.inline = true
 		return text, true
 	}
-	path := text
+	text, path, open, ok := p.fileText(n, field, text)
+	if ok && open {
+		p.warn("secret file %s is readable by everybody: chmod o-r", path)
+	}
+	return text, ok
+}
+
+// fileText returns what a file holds that n names, and whether everybody may read it. A relative path counts from the hooks file.
+func (p *hooksParser) fileText(n ast.Node, field, name string) (text, path string, open, ok bool) {
+	path = name
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(p.file), path)
 	}
 	f, err := p.read(path)
 	if err != nil {
 		p.wrong(n, field, "%v", err)
-		return "", false
-	}
-	if f.open {
-		p.warn("secret file %s is readable by everybody: chmod o-r", path)
+		return "", path, false, false
 	}
 	text = strings.TrimSpace(string(f.text))
 	if text == "" {
 		p.wrong(n, field, "file %s is empty", path)
-		return "", false
 	}
-	return text, true
+	return text, path, f.open, text != ""
 }
+
+func (p *hooksParser) format(n ast.Node) string {
+	name, ok := p.text(n, "format")
+	if !ok || slices.Contains(render.Names, name) {
+		return name
+	}
+	p.choice(n, "format", name, render.Names)
+	return ""
+}
+
+// choice reports a value that is none of the known ones.
+func (p *hooksParser) choice(n ast.Node, field, value string, known []string) {
+	switch s := suggest(strings.ToLower(value), known); {
+	case !showable.MatchString(value):
+		p.wrong(n, field, "want one of %s", strings.Join(known, ", "))
+	case s != "":
+		p.wrong(n, field, "%s is not known: did you mean %s?", value, s)
+	default:
+		p.wrong(n, field, "%s is none of %s", value, strings.Join(known, ", "))
+	}
+}
+
+func (p *hooksParser) templateText(n ast.Node, field string) (string, bool) {
+	text, ok := p.text(n, field)
+	if ok && field == "template_file" {
+		text, _, _, ok = p.fileText(n, field, text)
+	}
+	return text, ok
+}
+
+// defaultContentType is that of a template which names none.
+const defaultContentType = "application/json"
+
+func (p *hooksParser) contentType(n ast.Node) string {
+	text, ok := p.text(n, "content_type")
+	if !ok {
+		return ""
+	}
+	if _, err := render.MediaType(text); err != nil {
+		p.wrong(n, "content_type", "%v", err)
+		return ""
+	}
+	return text
+}
+
+func isControl(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
 func (p *hooksParser) secrets(n ast.Node, field string) []sign.Secret {
 	nodes := []ast.Node{n}
@@ -389,9 +468,9 @@ func (p *hooksParser) headers(n ast.Node) map[string]Secret {
 		case !ok:
 		case !headerName.MatchString(key):
 			p.wrong(at, "headers", "a key is not the name of a header")
-		case slices.Contains(ownHeaders, name):
+		case slices.Contains(ownHeaders, name), strings.HasPrefix(name, "Ce-"):
 			p.wrong(at, "headers", "%s is set by the notifier", name)
-		case strings.ContainsFunc(text, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
+		case strings.ContainsFunc(text, isControl):
 			p.wrong(at, "headers", "the value of %s has a line break or another control character", name)
 		default:
 			if _, twice := headers[name]; twice {

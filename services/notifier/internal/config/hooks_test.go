@@ -39,6 +39,8 @@ var testFiles = fakeFiles(map[string]string{
 	"/etc/wg/b":       "open:" + secretB,
 	"/etc/wg/empty":   " \n",
 	"/etc/wg/url.bad": "ftp://" + marker,
+	"/etc/wg/tmpl":    "open:{\"text\": {{json .Text}}}\n",
+	"/etc/wg/bad":     "{\"token\": \"" + marker + "\",\n \"text\": {{.Txt}}}",
 })
 
 func parse(text string) parsedHooks {
@@ -109,6 +111,24 @@ hooks:
 				Rules: route.Rules{Types: []string{"wg.peer.connected"}},
 			}},
 		},
+		"a format": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', format: slack}",
+			want: []Hook{{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Format: "slack"}},
+		},
+		"a template": {
+			yaml: "hooks:\n- name: a\n  url: https://h\n  content_type: text/plain; charset=utf-8\n  template: |\n    {{.Name}}\n    {{- with .Reason}}: {{.}}{{end}}\n",
+			want: []Hook{{
+				Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+				Template: NewSecret("{{.Name}}\n{{- with .Reason}}: {{.}}{{end}}"), ContentType: "text/plain; charset=utf-8",
+			}},
+		},
+		"a template in a file that everybody may read": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', template_file: tmpl}",
+			want: []Hook{{
+				Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+				Template: NewSecret(`{"text": {{json .Text}}}`), ContentType: "application/json",
+			}},
+		},
 		"a list of none": {yaml: "hooks: []"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,10 +152,8 @@ func TestHooksFileMistakes(t *testing.T) {
 	hook := func(lines string) string { // the hook's fields start in line 4
 		return "hooks:\n- name: ops\n  url: https://h\n  " + strings.ReplaceAll(lines, "\n", "\n  ")
 	}
-	const (
-		makeOne = `: make one with: echo "whsec_$(openssl rand -base64 32)"`
-		known   = "name, url, url_file, secret, secrets, secret_file, secret_files, types, nodes, interfaces, peers, tags, timeout, headers"
-	)
+	var known = strings.Join(hookFields, ", ")
+	const makeOne = `: make one with: echo "whsec_$(openssl rand -base64 32)"`
 	for name, tt := range map[string]struct {
 		yaml string
 		want []string // without the file
@@ -192,6 +210,17 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a header in two cases":         {hook("headers:\n  x-a: 1\n  X-A: 2"), []string{"6: hook ops: headers: X-A given twice"}},
 		"a header name with a space":    {hook("headers:\n  'x hunter2': 1"), []string{"5: hook ops: headers: a key is not the name of a header"}},
 		"a header with a line break":    {hook("headers:\n  x-a: \"hunter2\\r\\nx-b: 1\""), []string{"5: hook ops: headers: the value of X-A has a line break or another control character"}},
+		"a CloudEvents header":          {hook("headers:\n  ce-id: hunter2"), []string{"5: hook ops: headers: Ce-Id is set by the notifier"}},
+		"a format misspelt":             {hook("format: Slak"), []string{"4: hook ops: format: Slak is not known: did you mean slack?"}},
+		"a format that there is not":    {hook("format: teams"), []string{"4: hook ops: format: teams is none of cloudevents, binary, slack, discord, ntfy"}},
+		"a format that may be a secret": {hook("format: hunter2"), []string{"4: hook ops: format: want one of cloudevents, binary, slack, discord, ntfy"}},
+		"a format and a template":       {hook("template: '{{.Nme}}'\nformat: slack"), []string{"2: hook ops: format: given together with template: use one of them"}},
+		"a media type without template": {hook("content_type: text/plain"), []string{"4: hook ops: content_type: only a template has one: the other formats have their own"}},
+		"a broken media type":           {hook("template: '{}'\ncontent_type: json"), []string{"5: hook ops: content_type: not a media type, such as application/json"}},
+		"a template with no such field": {hook("template: |\n  {\"a\": \"hunter2\",\n   \"b\": {{json .Nme}}}"), []string{"4: hook ops: template: on wg.peer.connected: line 2 of the template: can't evaluate field Nme"}},
+		"a template file that is wrong": {hook("template_file: bad"), []string{"4: hook ops: template_file: on wg.peer.connected: line 2 of the template: can't evaluate field Txt"}},
+		"a template file of nowhere":    {hook("template_file: nope"), []string{"4: hook ops: template_file: file /etc/wg/nope cannot be read: file does not exist"}},
+		"a template of no JSON":         {hook("template: '{\"a\": \"{{.Peer.Name}}\"}'"), []string{"4: hook ops: template: on wg.peer.connected: the output is not JSON: does every text go through {{json …}}?"}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{
@@ -223,6 +252,7 @@ func TestHooksFileMistakes(t *testing.T) {
 }
 
 func FuzzParseHooks(f *testing.F) {
+	f.Add("hooks:\n- name: a\n  url: https://h\n  template: |\n    {{json .Text}}\n  content_type: text/plain\n- {name: b, url: 'https://h', format: ntfy}")
 	f.Add("hooks:\n- name: ops\n  url: https://h\n  secret: " + secretA + "\n  types: [wg.peer.*]\n  headers: {a: b}\n  timeout: 3s\n")
 	f.Add("hooks:\n- &a {name: x, <<: *a}\n---\n? [a]\n: |\n  text\n")
 	f.Add("{hooks: [{name: !!str a, url_file: a, secret_files: [a, b], nodes: .inf, peers: ~}]}")
@@ -244,6 +274,9 @@ func FuzzParseHooks(f *testing.F) {
 				t.Errorf("timeout %v", h.Timeout)
 			}
 			if _, err := route.Compile(h.Rules); err != nil {
+				t.Error(err)
+			}
+			if _, err := h.Render(); err != nil {
 				t.Error(err)
 			}
 		}

@@ -552,6 +552,16 @@ func TestDeadLetters(t *testing.T) {
 			}},
 			class: "unrenderable", reason: "no such field", attempts: "0",
 		},
+		{
+			name: "a template that makes no JSON of this event", answer: ok,
+			opts: []option{func(c *Config, _ *timing) {
+				var err error
+				if c.Hook.Format, err = render.NewTemplate(`{"peer": {{if eq .Node "vpn-1"}}nothing{{else}}1{{end}}}`, "application/json"); err != nil {
+					t.Error(err)
+				}
+			}},
+			class: "unrenderable", reason: "the output is not JSON", attempts: "0",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
