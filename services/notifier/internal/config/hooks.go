@@ -113,7 +113,7 @@ func (p *hooksParser) warn(format string, args ...any) {
 // hookFields are the keys of a hook, as an error lists them.
 var hookFields = []string{
 	"name", "url", "url_file", "secret", "secrets", "secret_file", "secret_files",
-	"types", "nodes", "interfaces", "peers", "tags",
+	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
 	"format", "template", "template_file", "content_type", "timeout", "headers",
 }
 
@@ -153,6 +153,8 @@ func (p *hooksParser) one(n ast.Node) {
 			h.Rules.Peers = p.globs(value, key, func(g string) route.Rules { return route.Rules{Peers: []string{g}} })
 		case "tags":
 			h.Rules.Tags = p.globs(value, key, func(g string) route.Rules { return route.Rules{Tags: []string{g}} })
+		case "endpoints":
+			h.Rules.Endpoints = p.globs(value, key, func(g string) route.Rules { return route.Rules{Endpoints: []string{g}} })
 		case "format":
 			formats = append(formats, key)
 			h.Format = p.format(value)

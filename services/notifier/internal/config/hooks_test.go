@@ -82,6 +82,7 @@ hooks:
     interfaces: [wg0]
     peers: [alice-*, "KwfWM3PFygTCMD9DF5DNMCIG9VljSQmV9lbS4tqeDjg="]
     tags: [staff]
+    endpoints: [203.0.113.0/24, "2001:db8::7"]
     timeout: 2.5s
     headers:
       authorization: Bearer hunter2
@@ -94,6 +95,7 @@ hooks:
 					Rules: route.Rules{
 						Types: []string{"wg.peer.*", "wg.probe.stopped"}, Nodes: []string{"vpn-*"}, Interfaces: []string{"wg0"},
 						Peers: []string{"alice-*", "KwfWM3PFygTCMD9DF5DNMCIG9VljSQmV9lbS4tqeDjg="}, Tags: []string{"staff"},
+						Endpoints: []string{"203.0.113.0/24", "2001:db8::7"},
 					},
 					Headers: map[string]Secret{"Authorization": NewSecret("Bearer hunter2"), "X-Team": NewSecret("7")},
 				},
@@ -202,6 +204,7 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a malformed glob":              {hook("nodes: ['vpn-[']"), []string{`4: hook ops: nodes: pattern "vpn-[" is malformed`}},
 		"an empty glob":                 {hook("tags: [staff, '']"), []string{"4: hook ops: tags: empty"}},
 		"a glob that is a list":         {hook("peers: [[a]]"), []string{"4: hook ops: peers: want a single value"}},
+		"a network of addresses":        {hook("endpoints:\n- 203.0.113.7/24\n- everywhere"), []string{"5: hook ops: endpoints: 203.0.113.7/24 has bits beyond its prefix: want 203.0.113.0/24 or 203.0.113.7", `6: hook ops: endpoints: "everywhere" is neither a network, such as 203.0.113.0/24, nor an address`}},
 		"a timeout without unit":        {hook("timeout: 15"), []string{`4: hook ops: timeout: "15" is not a duration with its unit, such as 15s`}},
 		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0 and 5m0s"}},
 		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0 and 5m0s"}},
