@@ -17,7 +17,6 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
-	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
@@ -145,15 +144,11 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 	if err != nil {
 		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
 	}
-	header := map[string]string{}
-	for name, value := range h.Headers {
-		header[name] = value.Reveal()
-	}
 	return consume.New(consume.Config{
 		JetStream: js,
 		Hook: consume.Hook{
 			Name:   h.Name,
-			Target: deliver.Target{URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header},
+			Target: h.Target(),
 			Filter: filter,
 			Format: format,
 			Retry:  retry.Default(),

@@ -24,6 +24,7 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
@@ -69,6 +70,24 @@ type Hook struct {
 	Format      string // one of render.Names; empty is the first. A template has none
 	Template    Secret // may hold a token of the receiver; empty is none
 	ContentType string // of the template
+
+	ConnectTimeout time.Duration
+	CA, Cert       string // PEM; empty is the system's authorities, and no client certificate
+	Key            Secret // PEM, of Cert
+	Proxy          Secret // URL; empty is none
+	PublicOnly     bool   // loopback and private addresses are not dialled
+}
+
+// Target returns where and how the hook's requests go.
+func (h Hook) Target() deliver.Target {
+	header := map[string]string{}
+	for name, value := range h.Headers {
+		header[name] = value.Reveal()
+	}
+	return deliver.Target{
+		URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header, ConnectTimeout: h.ConnectTimeout,
+		CA: []byte(h.CA), Cert: []byte(h.Cert), Key: []byte(h.Key.Reveal()), Proxy: h.Proxy.Reveal(), PublicOnly: h.PublicOnly,
+	}
 }
 
 // Render returns what makes the hook's requests out of events.
@@ -83,7 +102,7 @@ const (
 	// DefaultHook is the name of the hook that WEBHOOK_URL makes.
 	DefaultHook = "default"
 	// DefaultTimeout is that of a hook which names none.
-	DefaultTimeout = 15 * time.Second
+	DefaultTimeout = deliver.DefaultTimeout
 	// maxTimeout keeps a hanging receiver from holding its peers' events for long.
 	maxTimeout = 5 * time.Minute
 )

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -14,6 +17,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
@@ -114,7 +118,8 @@ func (p *hooksParser) warn(format string, args ...any) {
 var hookFields = []string{
 	"name", "url", "url_file", "secret", "secrets", "secret_file", "secret_files",
 	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
-	"format", "template", "template_file", "content_type", "timeout", "headers",
+	"format", "template", "template_file", "content_type",
+	"headers", "basic_auth", "bearer_file", "timeout", "connect_timeout", "ca_file", "client_cert_file", "client_key_file", "proxy", "proxy_file", "private",
 }
 
 // one reads a hook.
@@ -126,8 +131,10 @@ func (p *hooksParser) one(n ast.Node) {
 	}
 	h := Hook{Timeout: DefaultTimeout}
 	p.nameOf(m, &h)
-	var urls, secrets, formats []string // keys that were given, of which one may be
+	var urls, secrets, formats, proxies, logins []string // keys that were given, of which one may be
 	var template, contentType ast.Node
+	tlsAt := map[string]ast.Node{} // keys that need TLS
+	var login Secret
 	p.mapping(n, "", hookFields, func(key string, at, value ast.Node) {
 		switch key {
 		case "name":
@@ -157,7 +164,7 @@ func (p *hooksParser) one(n ast.Node) {
 			h.Rules.Endpoints = p.globs(value, key, func(g string) route.Rules { return route.Rules{Endpoints: []string{g}} })
 		case "format":
 			formats = append(formats, key)
-			h.Format = p.format(value)
+			h.Format = p.choice(value, key, render.Names...)
 		case "template", "template_file":
 			formats = append(formats, key)
 			template = value
@@ -168,18 +175,51 @@ func (p *hooksParser) one(n ast.Node) {
 			contentType = value
 			h.ContentType = p.contentType(value)
 		case "timeout":
-			h.Timeout = p.timeout(value)
+			h.Timeout = p.timeout(value, key)
+		case "connect_timeout":
+			h.ConnectTimeout = p.timeout(value, key)
 		case "headers":
 			h.Headers = p.headers(value)
+		case "basic_auth":
+			logins = append(logins, key)
+			login = p.basicAuth(value)
+		case "bearer_file":
+			logins = append(logins, key)
+			login = p.bearer(value)
+		case "ca_file":
+			tlsAt[key] = value
+			h.CA = p.ca(value)
+		case "client_cert_file":
+			tlsAt[key] = value
+			h.Cert, _ = p.publicFile(value, key)
+		case "client_key_file":
+			tlsAt[key] = value
+			if text, ok := p.secretText(value, key, true); ok {
+				h.Key = NewSecret(text)
+			}
+		case "proxy", "proxy_file":
+			proxies = append(proxies, key)
+			h.Proxy = p.proxy(value, key)
+		case "private":
+			h.PublicOnly = p.choice(value, key, "allow", "deny") == "deny"
 		}
 	})
+	if logins != nil {
+		if _, twice := h.Headers["Authorization"]; twice {
+			p.wrong(n, logins[0], "given together with the header Authorization: use one of them")
+		}
+		if h.Headers == nil {
+			h.Headers = map[string]Secret{}
+		}
+		h.Headers["Authorization"] = login
+	}
 	switch {
 	case len(urls) == 0:
 		p.wrong(n, "url", "missing: give url or url_file")
 	case len(urls) > 1:
 		p.wrong(n, "url_file", "given together with url: use one of them")
 	}
-	for _, keys := range [][]string{secrets, formats} {
+	for _, keys := range [][]string{secrets, formats, proxies, logins} {
 		if len(keys) > 1 {
 			p.wrong(n, keys[1], "given together with %s: use one of them", keys[0])
 		}
@@ -195,7 +235,35 @@ func (p *hooksParser) one(n ast.Node) {
 			p.wrong(template, formats[0], "%v", err)
 		}
 	}
+	p.checkTLS(n, h, tlsAt)
 	p.hooks = append(p.hooks, h)
+}
+
+// checkTLS reports what does not go together of the keys that at holds.
+func (p *hooksParser) checkTLS(n ast.Node, h Hook, at map[string]ast.Node) {
+	cert, key := at["client_cert_file"], at["client_key_file"]
+	switch {
+	case cert != nil && key == nil:
+		p.wrong(cert, "client_cert_file", "needs client_key_file")
+	case cert == nil && key != nil:
+		p.wrong(key, "client_key_file", "needs client_cert_file")
+	case h.Cert != "" && h.Key.Reveal() != "":
+		if _, err := deliver.ParseClient([]byte(h.Cert), []byte(h.Key.Reveal())); err != nil {
+			p.wrong(cert, "client_cert_file", "%v", err)
+		}
+	}
+	u, err := url.Parse(h.URL.Reveal())
+	if err != nil {
+		return // reported already
+	}
+	if _, ok := h.Headers["Authorization"]; ok && u.User != nil {
+		p.wrong(n, "url", "has a user, and another key says how to log in: use one of them")
+	}
+	if u.Scheme == "http" && !strings.HasPrefix(h.Proxy.Reveal(), "https:") {
+		for _, key := range slices.Sorted(maps.Keys(at)) {
+			p.wrong(at[key], key, "the url is http://, without TLS")
+		}
+	}
 }
 
 // nameOf reads the hook's name ahead of its other fields.
@@ -353,17 +421,12 @@ func (p *hooksParser) fileText(n ast.Node, field, name string) (text, path strin
 	return text, path, f.open, text != ""
 }
 
-func (p *hooksParser) format(n ast.Node) string {
-	name, ok := p.text(n, "format")
-	if !ok || slices.Contains(render.Names, name) {
-		return name
+// choice returns a value that must be one of the known ones.
+func (p *hooksParser) choice(n ast.Node, field string, known ...string) string {
+	value, ok := p.text(n, field)
+	if !ok || slices.Contains(known, value) {
+		return value
 	}
-	p.choice(n, "format", name, render.Names)
-	return ""
-}
-
-// choice reports a value that is none of the known ones.
-func (p *hooksParser) choice(n ast.Node, field, value string, known []string) {
 	switch s := suggest(strings.ToLower(value), known); {
 	case !showable.MatchString(value):
 		p.wrong(n, field, "want one of %s", strings.Join(known, ", "))
@@ -372,14 +435,76 @@ func (p *hooksParser) choice(n ast.Node, field, value string, known []string) {
 	default:
 		p.wrong(n, field, "%s is none of %s", value, strings.Join(known, ", "))
 	}
+	return ""
 }
 
 func (p *hooksParser) templateText(n ast.Node, field string) (string, bool) {
+	if field == "template_file" {
+		return p.publicFile(n, field)
+	}
+	return p.text(n, field)
+}
+
+// publicFile returns what a file holds that everybody may read.
+func (p *hooksParser) publicFile(n ast.Node, field string) (string, bool) {
 	text, ok := p.text(n, field)
-	if ok && field == "template_file" {
+	if ok {
 		text, _, _, ok = p.fileText(n, field, text)
 	}
 	return text, ok
+}
+
+func (p *hooksParser) ca(n ast.Node) string {
+	text, ok := p.publicFile(n, "ca_file")
+	if !ok {
+		return ""
+	}
+	if _, err := deliver.ParseCA([]byte(text)); err != nil {
+		p.wrong(n, "ca_file", "%v", err)
+	}
+	return text
+}
+
+func (p *hooksParser) proxy(n ast.Node, field string) Secret {
+	text, ok := p.secretText(n, field, field == "proxy_file")
+	if !ok {
+		return Secret{}
+	}
+	if _, err := deliver.ParseProxy(text); err != nil {
+		p.wrong(n, field, "%v", err)
+	}
+	return NewSecret(text)
+}
+
+// basicAuth returns the value of an Authorization header (RFC 7617).
+func (p *hooksParser) basicAuth(n ast.Node) Secret {
+	var user, password string
+	found := map[string]bool{}
+	p.mapping(n, "basic_auth", []string{"user", "password_file"}, func(key string, _, value ast.Node) {
+		found[key] = true
+		switch key {
+		case "user":
+			user, _ = p.text(value, "basic_auth")
+			if strings.Contains(user, ":") || strings.ContainsFunc(user, isControl) {
+				p.wrong(value, "basic_auth", "the user has a colon or a control character")
+			}
+		case "password_file":
+			password, _ = p.secretText(value, "basic_auth", true)
+		}
+	})
+	if _, ok := n.(*ast.MappingNode); ok && len(found) < 2 {
+		p.wrong(n, "basic_auth", "want user and password_file")
+	}
+	return NewSecret("Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
+}
+
+// bearer returns the value of an Authorization header (RFC 6750).
+func (p *hooksParser) bearer(n ast.Node) Secret {
+	token, ok := p.secretText(n, "bearer_file", true)
+	if ok && strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		p.wrong(n, "bearer_file", "the file holds something beside one token")
+	}
+	return NewSecret("Bearer " + token)
 }
 
 // defaultContentType is that of a template which names none.
@@ -437,17 +562,17 @@ func (p *hooksParser) globs(n ast.Node, field string, rules func(string) route.R
 	return list
 }
 
-func (p *hooksParser) timeout(n ast.Node) time.Duration {
-	text, ok := p.text(n, "timeout")
+func (p *hooksParser) timeout(n ast.Node, field string) time.Duration {
+	text, ok := p.text(n, field)
 	if !ok {
 		return 0
 	}
 	d, err := time.ParseDuration(text)
 	switch {
 	case err != nil:
-		p.wrong(n, "timeout", "%.40q is not a duration with its unit, such as 15s", text)
+		p.wrong(n, field, "%.40q is not a duration with its unit, such as 15s", text)
 	case d <= 0 || d > maxTimeout:
-		p.wrong(n, "timeout", "%s is not between 0 and %s", text, maxTimeout)
+		p.wrong(n, field, "%s is not between 0 and %s", text, maxTimeout)
 	}
 	return d
 }

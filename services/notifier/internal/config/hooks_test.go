@@ -1,8 +1,14 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +39,40 @@ func fakeFiles(files map[string]string) func(string) (file, error) {
 	}
 }
 
+// selfSigned makes a certificate and its key, as PEM, without the line break at their ends.
+func selfSigned() (cert, key string) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		panic(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		panic(err)
+	}
+	block := func(kind string, der []byte) string {
+		return strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})))
+	}
+	return block("CERTIFICATE", der), block("PRIVATE KEY", pkcs8)
+}
+
+var (
+	certPEM, keyPEM = selfSigned()
+	_, otherKeyPEM  = selfSigned()
+)
+
 var testFiles = fakeFiles(map[string]string{
+	"/etc/wg/cert.pem":  "open:" + certPEM + "\n",
+	"/etc/wg/key.pem":   keyPEM + "\n",
+	"/etc/wg/other.pem": otherKeyPEM,
+	"/etc/wg/password":  marker + "\n",
+	"/etc/wg/two":       marker + " " + marker,
+	"/etc/wg/proxy":     "http://u:" + marker + "@proxy:3128",
+
 	"/etc/wg/url":     "https://example.org/" + marker + "\n",
 	"/etc/wg/a":       secretA + "\n",
 	"/etc/wg/b":       "open:" + secretB,
@@ -131,6 +170,32 @@ hooks:
 				Template: NewSecret(`{"text": {{json .Text}}}`), ContentType: "application/json",
 			}},
 		},
+		"a way of one's own": {
+			yaml: `
+hooks:
+- name: a
+  url: https://h
+  basic_auth: {user: alice, password_file: password}
+  connect_timeout: 1s
+  ca_file: cert.pem
+  client_cert_file: cert.pem
+  client_key_file: key.pem
+  proxy: socks5://u:hunter2@proxy:1080
+  private: deny
+- {name: b, url: 'http://h', bearer_file: password, proxy_file: proxy, private: allow, headers: {X-A: b}}
+`,
+			want: []Hook{
+				{
+					Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, ConnectTimeout: time.Second,
+					Headers: map[string]Secret{"Authorization": NewSecret("Basic YWxpY2U6aHVudGVyMg==")},
+					CA:      certPEM, Cert: certPEM, Key: NewSecret(keyPEM), Proxy: NewSecret("socks5://u:hunter2@proxy:1080"), PublicOnly: true,
+				},
+				{
+					Name: "b", URL: NewSecret("http://h"), Timeout: 15 * time.Second, Proxy: NewSecret("http://u:hunter2@proxy:3128"),
+					Headers: map[string]Secret{"Authorization": NewSecret("Bearer hunter2"), "X-A": NewSecret("b")},
+				},
+			},
+		},
 		"a list of none": {yaml: "hooks: []"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -151,9 +216,10 @@ hooks:
 
 func TestHooksFileMistakes(t *testing.T) {
 	t.Parallel()
-	hook := func(lines string) string { // the hook's fields start in line 4
+	tls := func(lines string) string { // the hook's fields start in line 4
 		return "hooks:\n- name: ops\n  url: https://h\n  " + strings.ReplaceAll(lines, "\n", "\n  ")
 	}
+	hook := func(lines string) string { return strings.Replace(tls(lines), "https:", "http:", 1) }
 	var known = strings.Join(hookFields, ", ")
 	const makeOne = `: make one with: echo "whsec_$(openssl rand -base64 32)"`
 	for name, tt := range map[string]struct {
@@ -224,6 +290,25 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a template file that is wrong": {hook("template_file: bad"), []string{"4: hook ops: template_file: on wg.peer.connected: line 2 of the template: can't evaluate field Txt"}},
 		"a template file of nowhere":    {hook("template_file: nope"), []string{"4: hook ops: template_file: file /etc/wg/nope cannot be read: file does not exist"}},
 		"a template of no JSON":         {hook("template: '{\"a\": \"{{.Peer.Name}}\"}'"), []string{"4: hook ops: template: on wg.peer.connected: the output is not JSON: does every text go through {{json …}}?"}},
+		"a connect timeout too long":    {hook("connect_timeout: 1h"), []string{"4: hook ops: connect_timeout: 1h is not between 0 and 5m0s"}},
+		"authorities of nowhere":        {tls("ca_file: nope"), []string{"4: hook ops: ca_file: file /etc/wg/nope cannot be read: file does not exist"}},
+		"authorities that are none":     {tls("ca_file: password"), []string{"4: hook ops: ca_file: no PEM certificate (-----BEGIN CERTIFICATE-----)"}},
+		"authorities without TLS":       {hook("ca_file: cert.pem"), []string{"4: hook ops: ca_file: the url is http://, without TLS"}},
+		"a certificate without key":     {tls("client_cert_file: cert.pem"), []string{"4: hook ops: client_cert_file: needs client_key_file"}},
+		"a key without certificate":     {tls("client_key_file: key.pem"), []string{"4: hook ops: client_key_file: needs client_cert_file"}},
+		"somebody elses key":            {tls("client_key_file: other.pem\nclient_cert_file: cert.pem"), []string{"5: hook ops: client_cert_file: the key does not belong to the certificate"}},
+		"a password for key":            {tls("client_key_file: password\nclient_cert_file: cert.pem"), []string{"5: hook ops: client_cert_file: want a PEM certificate and its PEM key without passphrase"}},
+		"a proxy of another kind":       {hook("proxy: ftp://u:hunter2@h"), []string{"4: hook ops: proxy: want an http://, https:// or socks5:// URL"}},
+		"a proxy in two ways":           {hook("proxy_file: proxy\nproxy: http://h"), []string{"2: hook ops: proxy: given together with proxy_file: use one of them"}},
+		"private as a truth":            {hook("private: no"), []string{"4: hook ops: private: no is none of allow, deny"}},
+		"private misspelt":              {hook("private: denny"), []string{"4: hook ops: private: denny is not known: did you mean deny?"}},
+		"two logins":                    {hook("bearer_file: password\nbasic_auth: {user: a, password_file: password}"), []string{"2: hook ops: basic_auth: given together with bearer_file: use one of them"}},
+		"a login and a header":          {hook("bearer_file: password\nheaders: {authorization: hunter2}"), []string{"2: hook ops: bearer_file: given together with the header Authorization: use one of them"}},
+		"a login and a user":            {"hooks:\n- name: ops\n  url: https://u:hunter2@h\n  bearer_file: password", []string{"2: hook ops: url: has a user, and another key says how to log in: use one of them"}},
+		"two tokens":                    {hook("bearer_file: two"), []string{"4: hook ops: bearer_file: the file holds something beside one token"}},
+		"no password":                   {hook("basic_auth: {user: a}"), []string{"4: hook ops: basic_auth: want user and password_file"}},
+		"a password in the file":        {hook("basic_auth:\n  user: a\n  password: hunter2"), []string{"6: hook ops: password: unknown key; known are user, password_file", "5: hook ops: basic_auth: want user and password_file"}},
+		"a user with a colon":           {hook("basic_auth: {user: 'a:b', password_file: password}"), []string{"4: hook ops: basic_auth: the user has a colon or a control character"}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{
