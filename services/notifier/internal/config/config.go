@@ -67,9 +67,10 @@ type Hook struct {
 	Timeout time.Duration // of one request as a whole
 	Headers map[string]Secret
 
-	Format      string // one of render.Names; empty is the first. A template has none
-	Template    Secret // may hold a token of the receiver; empty is none
-	ContentType string // of the template
+	Format      string   // one of render.Names; empty is the first. A template has none
+	Template    Secret   // may hold a token of the receiver; empty is none
+	ContentType string   // of the template
+	Redact      []string // of render.Fields; left out of what is sent
 
 	ConnectTimeout time.Duration
 	CA, Cert       string // PEM; empty is the system's authorities, and no client certificate
@@ -92,10 +93,17 @@ func (h Hook) Target() deliver.Target {
 
 // Render returns what makes the hook's requests out of events.
 func (h Hook) Render() (render.Format, error) {
+	var f render.Format
+	var err error
 	if text := h.Template.Reveal(); text != "" {
-		return render.NewTemplate(text, h.ContentType)
+		f, err = render.NewTemplate(text, h.ContentType)
+	} else {
+		f, err = render.Named(cmp.Or(h.Format, render.Names[0]))
 	}
-	return render.Named(cmp.Or(h.Format, render.Names[0]))
+	if err != nil {
+		return nil, err
+	}
+	return render.Redact(f, h.Redact)
 }
 
 const (

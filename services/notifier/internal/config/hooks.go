@@ -118,7 +118,7 @@ func (p *hooksParser) warn(format string, args ...any) {
 var hookFields = []string{
 	"name", "url", "url_file", "secret", "secrets", "secret_file", "secret_files",
 	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
-	"format", "template", "template_file", "content_type",
+	"format", "template", "template_file", "content_type", "redact",
 	"headers", "basic_auth", "bearer_file", "timeout", "connect_timeout", "ca_file", "client_cert_file", "client_key_file", "proxy", "proxy_file", "private",
 }
 
@@ -174,6 +174,12 @@ func (p *hooksParser) one(n ast.Node) {
 		case "content_type":
 			contentType = value
 			h.ContentType = p.contentType(value)
+		case "redact":
+			for _, n := range p.list(value, key) {
+				if name := p.choice(n, key, render.Fields()...); name != "" {
+					h.Redact = append(h.Redact, name)
+				}
+			}
 		case "timeout":
 			h.Timeout = p.timeout(value, key)
 		case "connect_timeout":

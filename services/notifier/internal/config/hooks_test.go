@@ -196,6 +196,13 @@ hooks:
 				},
 			},
 		},
+		"fields left out": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', redact: [endpoint, name]}\n- {name: b, url: 'https://h', redact: tags}",
+			want: []Hook{
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Redact: []string{"endpoint", "name"}},
+				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Redact: []string{"tags"}},
+			},
+		},
 		"a list of none": {yaml: "hooks: []"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -309,6 +316,8 @@ func TestHooksFileMistakes(t *testing.T) {
 		"no password":                   {hook("basic_auth: {user: a}"), []string{"4: hook ops: basic_auth: want user and password_file"}},
 		"a password in the file":        {hook("basic_auth:\n  user: a\n  password: hunter2"), []string{"6: hook ops: password: unknown key; known are user, password_file", "5: hook ops: basic_auth: want user and password_file"}},
 		"a user with a colon":           {hook("basic_auth: {user: 'a:b', password_file: password}"), []string{"4: hook ops: basic_auth: the user has a colon or a control character"}},
+		"fields that there are not":     {hook("redact:\n- endpoints\n- key"), []string{"5: hook ops: redact: endpoints is not known: did you mean endpoint?", "6: hook ops: redact: key is none of allowed_ips, endpoint, name, tags"}},
+		"no fields":                     {hook("redact: []"), []string{"4: hook ops: redact: empty list: leave the key out"}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{
