@@ -17,7 +17,6 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
-	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
@@ -151,7 +150,7 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 			Target: h.Target(),
 			Filter: filter,
 			Format: format,
-			Retry:  retry.Default(),
+			Retry:  h.Schedule(), RetryRejected: h.Other4xx,
 		},
 		Version: version, Verify: verify, Observer: observer, Log: log,
 	})

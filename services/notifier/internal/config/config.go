@@ -26,6 +26,7 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -77,7 +78,13 @@ type Hook struct {
 	Key            Secret // PEM, of Cert
 	Proxy          Secret // URL; empty is none
 	PublicOnly     bool   // loopback and private addresses are not dialled
+
+	Retry    retry.Policy // the zero value is retry.Default()
+	Other4xx bool         // answers of 4xx that are refusals are tried again, too
 }
+
+// Schedule returns when failed deliveries are tried again.
+func (h Hook) Schedule() retry.Policy { return cmp.Or(h.Retry, retry.Default()) }
 
 // Target returns where and how the hook's requests go.
 func (h Hook) Target() deliver.Target {

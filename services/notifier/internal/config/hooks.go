@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -120,6 +122,7 @@ var hookFields = []string{
 	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
 	"format", "template", "template_file", "content_type", "redact",
 	"headers", "basic_auth", "bearer_file", "timeout", "connect_timeout", "ca_file", "client_cert_file", "client_key_file", "proxy", "proxy_file", "private",
+	"retry",
 }
 
 // one reads a hook.
@@ -206,6 +209,8 @@ func (p *hooksParser) one(n ast.Node) {
 		case "proxy", "proxy_file":
 			proxies = append(proxies, key)
 			h.Proxy = p.proxy(value, key)
+		case "retry":
+			h.Retry, h.Other4xx = p.retry(value)
 		case "private":
 			h.PublicOnly = p.choice(value, key, "allow", "deny") == "deny"
 		}
@@ -569,6 +574,11 @@ func (p *hooksParser) globs(n ast.Node, field string, rules func(string) route.R
 }
 
 func (p *hooksParser) timeout(n ast.Node, field string) time.Duration {
+	return p.duration(n, field, 0, maxTimeout)
+}
+
+// duration returns a duration of more than 0, from low to high.
+func (p *hooksParser) duration(n ast.Node, field string, low, high time.Duration) time.Duration {
 	text, ok := p.text(n, field)
 	if !ok {
 		return 0
@@ -577,10 +587,54 @@ func (p *hooksParser) timeout(n ast.Node, field string) time.Duration {
 	switch {
 	case err != nil:
 		p.wrong(n, field, "%.40q is not a duration with its unit, such as 15s", text)
-	case d <= 0 || d > maxTimeout:
-		p.wrong(n, field, "%s is not between 0 and %s", text, maxTimeout)
+	case d <= 0 || d < low || d > high:
+		p.wrong(n, field, "%s is not between %s and %s", text, low, high)
 	}
 	return d
+}
+
+const (
+	minWait   = 100 * time.Millisecond // between two attempts: less would flood a receiver that is in trouble
+	maxGiveUp = 365 * 24 * time.Hour
+)
+
+// retry returns the schedule of the default with what n changes, and whether every 4xx is tried again.
+func (p *hooksParser) retry(n ast.Node) (retry.Policy, bool) {
+	r, other4xx := retry.Default(), false
+	capAt := n
+	p.mapping(n, "retry", []string{"first", "factor", "cap", "jitter", "give_up", "other_4xx"}, func(key string, _, value ast.Node) {
+		switch field := "retry." + key; key {
+		case "first":
+			r.Initial = p.duration(value, field, minWait, maxGiveUp)
+		case "factor":
+			r.Factor = p.number(value, field, 1, 100)
+		case "cap":
+			capAt = value
+			r.Max = p.duration(value, field, minWait, maxGiveUp)
+		case "jitter":
+			r.Jitter = p.number(value, field, 0, 1)
+		case "give_up":
+			r.GiveUp = p.duration(value, field, minWait, maxGiveUp)
+		case "other_4xx":
+			other4xx = p.choice(value, field, "true", "false") == "true"
+		}
+	})
+	if r.Max < r.Initial && r.Max >= minWait {
+		p.wrong(capAt, "retry.cap", "%s is less than first, %s", r.Max, r.Initial)
+	}
+	return r, other4xx
+}
+
+func (p *hooksParser) number(n ast.Node, field string, low, high float64) float64 {
+	text, ok := p.text(n, field)
+	if !ok {
+		return 0
+	}
+	f, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(f >= low && f <= high) { // written so that NaN fails
+		p.wrong(n, field, "%.40q is no number from %g to %g", text, low, high)
+	}
+	return f
 }
 
 // ownHeaders are set for every request; a hook cannot.

@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -203,6 +205,19 @@ hooks:
 				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Redact: []string{"tags"}},
 			},
 		},
+		"a schedule": {
+			yaml: "hooks:\n- name: a\n  url: https://h\n  retry: {first: 1s, factor: 2, cap: 1h, jitter: 0, give_up: 24h, other_4xx: true}\n- {name: b, url: 'https://h', retry: {factor: 1.5}}",
+			want: []Hook{
+				{
+					Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Other4xx: true,
+					Retry: retry.Policy{Initial: time.Second, Factor: 2, Max: time.Hour, Jitter: 0, GiveUp: 24 * time.Hour},
+				},
+				{
+					Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+					Retry: retry.Policy{Initial: 5 * time.Second, Factor: 1.5, Max: 6 * time.Hour, Jitter: 0.2, GiveUp: 72 * time.Hour},
+				},
+			},
+		},
 		"a list of none": {yaml: "hooks: []"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -279,8 +294,8 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a glob that is a list":         {hook("peers: [[a]]"), []string{"4: hook ops: peers: want a single value"}},
 		"a network of addresses":        {hook("endpoints:\n- 203.0.113.7/24\n- everywhere"), []string{"5: hook ops: endpoints: 203.0.113.7/24 has bits beyond its prefix: want 203.0.113.0/24 or 203.0.113.7", `6: hook ops: endpoints: "everywhere" is neither a network, such as 203.0.113.0/24, nor an address`}},
 		"a timeout without unit":        {hook("timeout: 15"), []string{`4: hook ops: timeout: "15" is not a duration with its unit, such as 15s`}},
-		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0 and 5m0s"}},
-		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0 and 5m0s"}},
+		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0s and 5m0s"}},
+		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0s and 5m0s"}},
 		"headers as a list":             {hook("headers: [a]"), []string{"4: hook ops: headers: want a mapping (key: value lines)"}},
 		"a header of ours":              {hook("headers:\n  webhook-id: hunter2"), []string{"5: hook ops: headers: Webhook-Id is set by the notifier"}},
 		"a header in two cases":         {hook("headers:\n  x-a: 1\n  X-A: 2"), []string{"6: hook ops: headers: X-A given twice"}},
@@ -297,7 +312,7 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a template file that is wrong": {hook("template_file: bad"), []string{"4: hook ops: template_file: on wg.peer.connected: line 2 of the template: can't evaluate field Txt"}},
 		"a template file of nowhere":    {hook("template_file: nope"), []string{"4: hook ops: template_file: file /etc/wg/nope cannot be read: file does not exist"}},
 		"a template of no JSON":         {hook("template: '{\"a\": \"{{.Peer.Name}}\"}'"), []string{"4: hook ops: template: on wg.peer.connected: the output is not JSON: does every text go through {{json …}}?"}},
-		"a connect timeout too long":    {hook("connect_timeout: 1h"), []string{"4: hook ops: connect_timeout: 1h is not between 0 and 5m0s"}},
+		"a connect timeout too long":    {hook("connect_timeout: 1h"), []string{"4: hook ops: connect_timeout: 1h is not between 0s and 5m0s"}},
 		"authorities of nowhere":        {tls("ca_file: nope"), []string{"4: hook ops: ca_file: file /etc/wg/nope cannot be read: file does not exist"}},
 		"authorities that are none":     {tls("ca_file: password"), []string{"4: hook ops: ca_file: no PEM certificate (-----BEGIN CERTIFICATE-----)"}},
 		"authorities without TLS":       {hook("ca_file: cert.pem"), []string{"4: hook ops: ca_file: the url is http://, without TLS"}},
@@ -318,6 +333,10 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a user with a colon":           {hook("basic_auth: {user: 'a:b', password_file: password}"), []string{"4: hook ops: basic_auth: the user has a colon or a control character"}},
 		"fields that there are not":     {hook("redact:\n- endpoints\n- key"), []string{"5: hook ops: redact: endpoints is not known: did you mean endpoint?", "6: hook ops: redact: key is none of allowed_ips, endpoint, name, tags"}},
 		"no fields":                     {hook("redact: []"), []string{"4: hook ops: redact: empty list: leave the key out"}},
+		"a schedule misspelt":           {hook("retry:\n  fist: 1s\n  other_4xx: yes"), []string{"5: hook ops: fist: unknown key: did you mean first?", "6: hook ops: retry.other_4xx: yes is none of true, false"}},
+		"a schedule of nonsense":        {hook("retry: {first: 1ms, factor: 0.5, cap: 0s, jitter: nan, give_up: -1h}"), []string{"4: hook ops: retry.first: 1ms is not between 100ms and 8760h0m0s", `4: hook ops: retry.factor: "0.5" is no number from 1 to 100`, "4: hook ops: retry.cap: 0s is not between 100ms and 8760h0m0s", `4: hook ops: retry.jitter: "nan" is no number from 0 to 1`, "4: hook ops: retry.give_up: -1h is not between 100ms and 8760h0m0s"}},
+		"a cap under the first wait":    {hook("retry:\n  first: 1m\n  cap: 30s"), []string{"6: hook ops: retry.cap: 30s is less than first, 1m0s"}},
+		"a first wait over the cap":     {hook("retry:\n  first: 7h"), []string{"5: hook ops: retry.cap: 6h0m0s is less than first, 7h0m0s"}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{
@@ -374,6 +393,12 @@ func FuzzParseHooks(f *testing.F) {
 				t.Error(err)
 			}
 			if _, err := h.Render(); err != nil {
+				t.Error(err)
+			}
+			if err := h.Schedule().Validate(); err != nil {
+				t.Error(err)
+			}
+			if _, err := deliver.New(h.Target(), ""); err != nil {
 				t.Error(err)
 			}
 		}

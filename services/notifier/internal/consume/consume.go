@@ -25,6 +25,8 @@ type Hook struct {
 	Filter route.Filter
 	Format render.Format
 	Retry  retry.Policy
+	// RetryRejected has answers of class deliver.Rejected tried again, too.
+	RetryRejected bool
 }
 
 // Attempt is what an Observer learns of each attempt to deliver.

@@ -536,6 +536,16 @@ func TestDeadLetters(t *testing.T) {
 			name: "given up", answer: status(500), opts: []option{withRetry(never)},
 			class: "unavailable", reason: "given up 1ns after the event was stored: the hook answered 500", attempts: "1", status: "500",
 		},
+		{
+			name: "rejected again and again", answer: status(404),
+			opts:  []option{withRetry(never), func(c *Config, _ *timing) { c.Hook.RetryRejected = true }},
+			class: "rejected", reason: "given up 1ns after the event was stored: the hook answered 404", attempts: "1", status: "404",
+		},
+		{
+			name: "gone, whatever is tried again", answer: status(410),
+			opts:  []option{func(c *Config, _ *timing) { c.Hook.RetryRejected = true }},
+			class: "gone", reason: "410 Gone", attempts: "1", status: "410",
+		},
 		{name: "undecodable", answer: ok, subject: "wg.peer.connected", body: []byte("{\x00"), class: "undecodable", reason: "decode event", attempts: "0"},
 		{name: "empty", answer: ok, subject: "wg.peer.connected", body: []byte{}, class: "undecodable", reason: "decode event", attempts: "0"},
 		{
@@ -615,6 +625,24 @@ func TestDeadLetters(t *testing.T) {
 				return slices.Equal(n.observer.buried, []deadletter.Class{tt.class})
 			})
 		})
+	}
+}
+
+func TestARejectionIsTriedAgainWhereTheHookSaysSo(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	s := newSink(t, func(_ http.ResponseWriter, _ string, nth int) int {
+		if nth < 3 {
+			return http.StatusNotFound
+		}
+		return http.StatusOK
+	})
+	run(t, b, s, withRetry(quick), func(c *Config, _ *timing) { c.Hook.RetryRejected = true })
+	ids := b.publish("alice")
+	same(t, "accepted", ids, s.take(t, "alice", 1))
+	b.finished("h")
+	if n := len(b.letters()); n != 0 {
+		t.Errorf("%d dead letters", n)
 	}
 }
 

@@ -465,7 +465,11 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		Class: deadletter.OfAttempt(res.Class), Reason: res.Reason, EventID: e.ID,
 		Attempts: h.attempts, LastStatus: h.lastStatus, First: h.first, Last: h.last,
 	}
-	switch res.Class.Verdict() {
+	verdict := res.Class.Verdict()
+	if s.c.Hook.RetryRejected && res.Class == deliver.Rejected {
+		verdict = deliver.Retry
+	}
+	switch verdict {
 	case deliver.Done:
 		s.close(ctx, s.queue.Done(e.PartitionKey))
 	case deliver.Dead:
