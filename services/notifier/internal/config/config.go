@@ -312,27 +312,32 @@ func (l *loader) hooks(env environment) []Hook {
 	if env.Hooks == "" {
 		return hooks
 	}
-	f, err := l.read(env.Hooks)
-	if err != nil {
-		l.wrong("NOTIFIER_HOOKS", "%v", err)
-		return hooks
-	}
 	taken := map[string]string{}
 	for _, h := range hooks {
 		taken[h.Name] = "WEBHOOK_URL"
 	}
-	parsed := parseHooks(env.Hooks, f.text, taken, l.read)
+	return append(hooks, l.hooksFile("NOTIFIER_HOOKS", env.Hooks, taken)...)
+}
+
+// hooksFile returns the hooks of a file. variable is what names it, and taken are the names that are used elsewhere.
+func (l *loader) hooksFile(variable, path string, taken map[string]string) []Hook {
+	f, err := l.read(path)
+	if err != nil {
+		l.wrong(variable, "%v", err)
+		return nil
+	}
+	parsed := parseHooks(path, f.text, taken, l.read)
 	l.problems = append(l.problems, parsed.problems...)
 	l.warnings = append(l.warnings, parsed.warnings...)
 	if parsed.inline && f.open {
-		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", env.Hooks)
+		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", path)
 	}
 	for _, h := range parsed.hooks {
 		if len(h.Secrets) == 0 {
 			l.unsigned(h, "secret or secret_file")
 		}
 	}
-	return append(hooks, parsed.hooks...)
+	return parsed.hooks
 }
 
 func (l *loader) envHook(env environment) Hook {
