@@ -105,10 +105,6 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 		err = urlError.Err
 	}
 	switch {
-	case errors.As(err, &blocked):
-		return Blocked, blocked.Error()
-	case errors.Is(err, context.Canceled):
-		return Canceled, "the attempt was cut off by a shutdown"
 	case errors.As(err, &proxy):
 		return Network, proxy.Error()
 	case errors.As(err, &op) && op.Op == "proxyconnect": // how net/http reports what is on this side of a proxy
@@ -117,6 +113,10 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 	case errors.As(err, &op) && op.Op == "socks connect":
 		class, reason := classifyError(op.Err, redact)
 		return class, "through the proxy: " + reason
+	case errors.As(err, &blocked):
+		return Blocked, blocked.Error()
+	case errors.Is(err, context.Canceled):
+		return Canceled, "the attempt was cut off by a shutdown"
 	case errors.As(err, &dns):
 		switch {
 		case dns.IsNotFound:

@@ -291,8 +291,8 @@ func TestProxies(t *testing.T) {
 		{"the proxy refuses", closed.URL, secure, Refused, "on the way to the proxy: the connection was refused"},
 		{"the proxy has no such name", "http://proxy.invalid", secure, DNS, "on the way to the proxy: the host's name"},
 		{"the proxy speaks no TLS", strings.Replace(plain.URL, "http:", "https:", 1), secure, TLS, "on the way to the proxy: "},
-		{"the proxy is link-local", "socks5://169.254.169.254:1080", secure, Blocked, "link-local"},
-		{"the proxy is link-local, mapped", "http://[::ffff:169.254.169.254]:80", secure, Blocked, "link-local"},
+		{"the proxy is link-local", "socks5://169.254.169.254:1080", secure, Blocked, "on the way to the proxy: the host's name leads to a link-local"},
+		{"the proxy is link-local, mapped", "http://[::ffff:169.254.169.254]:80", secure, Blocked, "on the way to the proxy: the host's name leads to a link-local"},
 		{"the hook is link-local", with(plain.URL, good), "http://169.254.169.254/" + password, Blocked, "link-local"},
 		{"the hook is link-local, mapped", socks, "http://[::ffff:169.254.169.254]/" + password, Blocked, "link-local"},
 	} {
