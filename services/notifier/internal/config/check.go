@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
@@ -27,9 +28,9 @@ func Check(path string) ([]Hook, []string, error) {
 // Describe prints what each hook does, in a table. It shows scheme and host of a URL, names of headers and numbers of secrets, and nothing else of them.
 func Describe(w io.Writer, hooks []Hook) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "HOOK\tTO\tFORMAT\tSIGNED\tWITH\tTIMEOUT\tRETRY\tEVENTS")
+	fmt.Fprintln(table, "HOOK\tTO\tFORMAT\tSIGNED\tWITH\tTIMEOUT\tRETRY\tLIMIT\tEVENTS")
 	for _, h := range hooks {
-		row := []string{h.Name, Redact(h.URL.Reveal()), h.describeFormat(), h.describeSigned(), h.describeWay(), h.describeTime(), h.describeRetry(), h.describeEvents()}
+		row := []string{h.Name, Redact(h.URL.Reveal()), h.describeFormat(), h.describeSigned(), h.describeWay(), h.describeTime(), h.describeRetry(), h.describeLimit(), h.describeEvents()}
 		for i, cell := range row {
 			row[i] = strings.Map(func(r rune) rune { // a tab or a line break would look like another cell
 				if unicode.IsPrint(r) {
@@ -94,6 +95,14 @@ func (h Hook) describeRetry() string {
 	text := fmt.Sprintf("%s ×%g to %s ±%g%%, until %s", r.Initial, r.Factor, r.Max, 100*r.Jitter, r.GiveUp)
 	if h.Other4xx {
 		text += ", other 4xx too"
+	}
+	return text
+}
+
+func (h Hook) describeLimit() string {
+	text := fmt.Sprintf("%d at a time", cmp.Or(h.Concurrency, deliver.DefaultConcurrency))
+	if h.Rate > 0 {
+		text += fmt.Sprintf(", one in %s", time.Duration(float64(time.Second)/h.Rate).Round(time.Microsecond))
 	}
 	return text
 }

@@ -41,6 +41,8 @@ hooks:
   proxy: socks5://u:hunter2@proxy:1080
   private: deny
   timeout: 10s
+  concurrency: 4
+  rate: 30/m
   connect_timeout: 1s
   retry: {first: 1s, other_4xx: true}
   types: [wg.peer.connected, wg.peer.disconnected]
@@ -68,14 +70,14 @@ hooks:
 		have = append(have, cells)
 	}
 	if diff := cmp.Diff([][]string{
-		{"HOOK", "TO", "FORMAT", "SIGNED", "WITH", "TIMEOUT", "RETRY", "EVENTS"},
-		{"plain", "https://example.org", "cloudevents", "no", "-", "15s, to connect 5s", "5s ×3 to 6h0m0s ±20%, until 72h0m0s", "all"},
+		{"HOOK", "TO", "FORMAT", "SIGNED", "WITH", "TIMEOUT", "RETRY", "LIMIT", "EVENTS"},
+		{"plain", "https://example.org", "cloudevents", "no", "-", "15s, to connect 5s", "5s ×3 to 6h0m0s ±20%, until 72h0m0s", "16 at a time", "all"},
 		{
 			"chat", "https://hooks.example.org:8443", "slack, without endpoint name", "by 2 secrets",
 			"headers X-A X-Token, own authorities, client certificate, proxy socks5://proxy:1080, public addresses only", "10s, to connect 1s",
-			"1s ×3 to 6h0m0s ±20%, until 72h0m0s, other 4xx too", "types wg.peer.connected wg.peer.disconnected; nodes vpn-*; endpoints 203.0.113.0/24",
+			"1s ×3 to 6h0m0s ±20%, until 72h0m0s, other 4xx too", "4 at a time, one in 2s", "types wg.peer.connected wg.peer.disconnected; nodes vpn-*; endpoints 203.0.113.0/24",
 		},
-		{"own", "http://h", "template, application/json", "no", "headers Authorization", "15s, to connect 5s", "5s ×3 to 6h0m0s ±20%, until 72h0m0s", "all"},
+		{"own", "http://h", "template, application/json", "no", "headers Authorization", "15s, to connect 5s", "5s ×3 to 6h0m0s ±20%, until 72h0m0s", "16 at a time", "all"},
 	}, have); diff != "" {
 		t.Errorf("table (-want +have):\n%s", diff)
 	}
@@ -97,5 +99,36 @@ func TestCheckReportsWhatAStartReports(t *testing.T) {
 	}
 	if _, _, err := Check("/nonexistent/hooks.yaml"); err == nil || err.Error() != "file /nonexistent/hooks.yaml cannot be read: no such file or directory" {
 		t.Errorf("a missing file: %v", err)
+	}
+}
+
+// What the documentation shows is read without a problem.
+func TestTheDocumentationsExamples(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../../docs/hooks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := fakeFiles(map[string]string{
+		"/etc/wg/ops.secret": secretA, "/run/secrets/berlin-url": "https://h", "/etc/wg/ca.pem": certPEM, "/etc/wg/notifier.pem": certPEM,
+		"/etc/wg/notifier.key": keyPEM, "/etc/wg/password": marker,
+	})
+	blocks := strings.Split(string(text), "```yaml\n")[1:]
+	for _, block := range blocks {
+		block, _, _ = strings.Cut(block, "```")
+		if !strings.HasPrefix(block, "hooks:") {
+			block = "hooks:\n  - name: a\n    url: https://h\n" + block
+		}
+		if p := parseHooks("/etc/wg/hooks.yaml", []byte(block), map[string]string{}, read); len(p.problems) > 0 {
+			t.Errorf("%v in\n%s", p.problems, block)
+		}
+	}
+	if len(blocks) < 4 {
+		t.Errorf("%d examples", len(blocks))
+	}
+	for _, field := range hookFields {
+		if !strings.Contains(string(text), field) {
+			t.Errorf("%s is not documented", field)
+		}
 	}
 }

@@ -81,6 +81,9 @@ type Hook struct {
 
 	Retry    retry.Policy // the zero value is retry.Default()
 	Other4xx bool         // answers of 4xx that are refusals are tried again, too
+
+	Concurrency int     // attempts at a time; 0 is deliver.DefaultConcurrency
+	Rate        float64 // attempts that begin in a second; 0 is no limit
 }
 
 // Schedule returns when failed deliveries are tried again.
@@ -95,6 +98,7 @@ func (h Hook) Target() deliver.Target {
 	return deliver.Target{
 		URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header, ConnectTimeout: h.ConnectTimeout,
 		CA: []byte(h.CA), Cert: []byte(h.Cert), Key: []byte(h.Key.Reveal()), Proxy: h.Proxy.Reveal(), PublicOnly: h.PublicOnly,
+		Concurrency: h.Concurrency,
 	}
 }
 

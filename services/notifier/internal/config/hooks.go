@@ -122,7 +122,7 @@ var hookFields = []string{
 	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
 	"format", "template", "template_file", "content_type", "redact",
 	"headers", "basic_auth", "bearer_file", "timeout", "connect_timeout", "ca_file", "client_cert_file", "client_key_file", "proxy", "proxy_file", "private",
-	"retry",
+	"retry", "concurrency", "rate",
 }
 
 // one reads a hook.
@@ -211,6 +211,10 @@ func (p *hooksParser) one(n ast.Node) {
 			h.Proxy = p.proxy(value, key)
 		case "retry":
 			h.Retry, h.Other4xx = p.retry(value)
+		case "concurrency":
+			h.Concurrency = p.concurrency(value)
+		case "rate":
+			h.Rate = p.rate(value)
 		case "private":
 			h.PublicOnly = p.choice(value, key, "allow", "deny") == "deny"
 		}
@@ -623,6 +627,38 @@ func (p *hooksParser) retry(n ast.Node) (retry.Policy, bool) {
 		p.wrong(capAt, "retry.cap", "%s is less than first, %s", r.Max, r.Initial)
 	}
 	return r, other4xx
+}
+
+// maxConcurrency leaves most of what a hook may hold un-acknowledged to what waits.
+const maxConcurrency = 256
+
+func (p *hooksParser) concurrency(n ast.Node) int {
+	text, ok := p.text(n, "concurrency")
+	if !ok {
+		return 0
+	}
+	c, err := strconv.Atoi(text)
+	if err != nil || c < 1 || c > maxConcurrency {
+		p.wrong(n, "concurrency", "%.40q is no whole number from 1 to %d", text, maxConcurrency)
+	}
+	return c
+}
+
+var rateForm = regexp.MustCompile(`^([1-9][0-9]{0,5})/([smh])$`)
+
+// rate returns attempts per second.
+func (p *hooksParser) rate(n ast.Node) float64 {
+	text, ok := p.text(n, "rate")
+	if !ok {
+		return 0
+	}
+	m := rateForm.FindStringSubmatch(text)
+	if m == nil {
+		p.wrong(n, "rate", "%.40q is no rate, such as 10/s, 30/m or 100/h", text)
+		return 0
+	}
+	count, _ := strconv.ParseFloat(m[1], 64) // the form lets only digits pass
+	return count / map[string]float64{"s": 1, "m": 60, "h": 3600}[m[2]]
 }
 
 func (p *hooksParser) number(n ast.Node, field string, low, high float64) float64 {

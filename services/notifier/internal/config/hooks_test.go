@@ -218,6 +218,13 @@ hooks:
 				},
 			},
 		},
+		"limits": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', concurrency: 1, rate: 10/s}\n- {name: b, url: 'https://h', rate: 30/m}",
+			want: []Hook{
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Concurrency: 1, Rate: 10},
+				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Rate: 0.5},
+			},
+		},
 		"a list of none": {yaml: "hooks: []"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -337,6 +344,10 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a schedule of nonsense":        {hook("retry: {first: 1ms, factor: 0.5, cap: 0s, jitter: nan, give_up: -1h}"), []string{"4: hook ops: retry.first: 1ms is not between 100ms and 8760h0m0s", `4: hook ops: retry.factor: "0.5" is no number from 1 to 100`, "4: hook ops: retry.cap: 0s is not between 100ms and 8760h0m0s", `4: hook ops: retry.jitter: "nan" is no number from 0 to 1`, "4: hook ops: retry.give_up: -1h is not between 100ms and 8760h0m0s"}},
 		"a cap under the first wait":    {hook("retry:\n  first: 1m\n  cap: 30s"), []string{"6: hook ops: retry.cap: 30s is less than first, 1m0s"}},
 		"a first wait over the cap":     {hook("retry:\n  first: 7h"), []string{"5: hook ops: retry.cap: 6h0m0s is less than first, 7h0m0s"}},
+		"no concurrency":                {hook("concurrency: 0"), []string{`4: hook ops: concurrency: "0" is no whole number from 1 to 256`}},
+		"too much concurrency":          {hook("concurrency: 257"), []string{`4: hook ops: concurrency: "257" is no whole number from 1 to 256`}},
+		"a rate without time":           {hook("rate: 10"), []string{`4: hook ops: rate: "10" is no rate, such as 10/s, 30/m or 100/h`}},
+		"a rate of nothing":             {hook("rate: 0/s"), []string{`4: hook ops: rate: "0/s" is no rate, such as 10/s, 30/m or 100/h`}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{
