@@ -1,6 +1,7 @@
 package app
 
 import (
+	"encoding/base64"
 	"fmt"
 	"io"
 	"log"
@@ -120,7 +121,9 @@ func TestNoFailureShowsASecret(t *testing.T) {
 	add := func(name, url, more string) {
 		names[name] = true
 		login := "bearer_file: bearer"
-		if len(names)%2 == 0 {
+		if name == "user" {
+			login = "format: binary" // the url has it
+		} else if len(names)%2 == 0 {
 			login = "basic_auth: {user: u, password_file: password}"
 		}
 		fmt.Fprintf(&file, "- name: %s\n  url: %s/%s-path?token=%[3]s-query\n  secret: %s\n  %s\n  headers: {X-Token: %[3]s-header, X-Words: Key %[3]s-word}\n", name, url, marker, secret, login)
@@ -133,6 +136,7 @@ func TestNoFailureShowsASecret(t *testing.T) {
 	add("gone", serve(echo(410)), "")
 	add("retried", serve(echo(404)), "retry: {other_4xx: true}")
 	add("throttled", serve(echo(429)), "")
+	add("user", strings.Replace(serve(echo(503)), "://", "://u:"+marker+"-password@", 1), "")
 	add("unavailable", serve(echo(500)), "")
 	add("timeout", slow, "timeout: 100ms")
 	add("dns", "http://hook.invalid", "")
@@ -201,9 +205,11 @@ func TestNoFailureShowsASecret(t *testing.T) {
 		t.Errorf("a broken file: %v", err)
 	}
 	shown += fmt.Sprint(err, warnings)
-	for line := range strings.Lines(shown) {
-		if strings.Contains(line, marker) {
-			t.Errorf("a secret shows: %s", line)
+	for _, hidden := range []string{marker, base64.StdEncoding.EncodeToString([]byte("u:" + marker + "-p"))[:16]} {
+		for line := range strings.Lines(shown) {
+			if strings.Contains(line, hidden) {
+				t.Errorf("%s shows: %s", hidden, line)
+			}
 		}
 	}
 }

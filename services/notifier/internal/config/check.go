@@ -92,7 +92,7 @@ func (h Hook) describeTime() string {
 
 func (h Hook) describeRetry() string {
 	r := h.Schedule()
-	text := fmt.Sprintf("%s ×%g to %s ±%g%%, until %s", r.Initial, r.Factor, r.Max, 100*r.Jitter, r.GiveUp)
+	text := fmt.Sprintf("%s ×%g to %s ±%.3g%%, until %s", r.Initial, r.Factor, r.Max, 100*r.Jitter, r.GiveUp)
 	if h.Other4xx {
 		text += ", other 4xx too"
 	}

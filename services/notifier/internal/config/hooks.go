@@ -420,6 +420,10 @@ func (p *hooksParser) secretText(n ast.Node, field string, named bool) (string, 
 
 // fileText returns what a file holds that n names, and whether everybody may read it. A relative path counts from the hooks file.
 func (p *hooksParser) fileText(n ast.Node, field, name string) (text, path string, open, ok bool) {
+	if strings.ContainsAny(name, "\n{") || strings.Contains(name, "://") || strings.Contains(name, "-----") || strings.HasPrefix(name, "whsec_") {
+		p.wrong(n, field, "want the path of a file, not what is in it")
+		return "", "", false, false
+	}
 	path = name
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(p.file), path)

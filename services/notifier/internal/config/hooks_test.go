@@ -348,6 +348,10 @@ func TestHooksFileMistakes(t *testing.T) {
 		"too much concurrency":          {hook("concurrency: 257"), []string{`4: hook ops: concurrency: "257" is no whole number from 1 to 256`}},
 		"a rate without time":           {hook("rate: 10"), []string{`4: hook ops: rate: "10" is no rate, such as 10/s, 30/m or 100/h`}},
 		"a rate of nothing":             {hook("rate: 0/s"), []string{`4: hook ops: rate: "0/s" is no rate, such as 10/s, 30/m or 100/h`}},
+		"a secret for its file":         {hook("secret_file: whsec_hunter2"), []string{"4: hook ops: secret_file: want the path of a file, not what is in it"}},
+		"a url for its file":            {"hooks:\n- name: a\n  url_file: https://h/hunter2", []string{"3: hook a: url_file: want the path of a file, not what is in it"}},
+		"a key for its file":            {tls("client_cert_file: cert.pem\nclient_key_file: |\n  -----BEGIN PRIVATE KEY-----\n  hunter2"), []string{"5: hook ops: client_key_file: want the path of a file, not what is in it"}},
+		"a template for its file":       {hook("template_file: '{\"hunter2\": 1}'"), []string{"4: hook ops: template_file: want the path of a file, not what is in it"}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{

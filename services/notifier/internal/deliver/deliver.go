@@ -256,6 +256,7 @@ func secretParts(u, proxy *url.URL, header map[string]string) []string {
 		add(u.User.String())
 		if password, ok := u.User.Password(); ok {
 			add(password)
+			add(base64.StdEncoding.EncodeToString([]byte(u.User.Username() + ":" + password))) // as the receiver gets it
 		}
 	}
 	for _, value := range header {
