@@ -29,6 +29,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 const usage = `Usage:
   notifier                     deliver events to the configured hooks
+  notifier check FILE          read a file of hooks and the files it names, and say what each hook does, or all that is wrong
   notifier keys [flags]        make the configuration of a nats-server and each identity's key (notifier keys -h)
   notifier provision [flags]   make the streams on the broker of NATS_URL or -url (notifier provision -h)
   notifier -version
@@ -41,6 +42,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 	if len(args) > 0 {
 		switch args[0] {
+		case "check":
+			return check(args[1:], stdout, stderr)
 		case "keys":
 			return keys(args[1:], stdout, stderr)
 		case "provision":
@@ -74,6 +77,37 @@ func serve(ctx context.Context, stderr io.Writer) int {
 	if err := app.Run(ctx, cfg, version, log); err != nil {
 		log.Error("cannot go on", "error", err)
 		return 1
+	}
+	return 0
+}
+
+// check sends nothing and asks no broker.
+func check(args []string, stdout, stderr io.Writer) int {
+	file := ""
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		file, args = args[0], args[1:]
+	}
+	flags := flag.NewFlagSet("notifier check", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), "Usage: notifier check FILE\n\nIt exits with 2 when the file is wrong.\n")
+	}
+	if code, ok := parse(flags, args, stdout, stderr); !ok {
+		return code
+	}
+	if file == "" {
+		fmt.Fprintln(stderr, "notifier check: which file? (notifier check FILE)")
+		return 2
+	}
+	hooks, warnings, err := config.Check(file)
+	for _, w := range warnings {
+		fmt.Fprintln(stderr, "warning:", w)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 2
+	}
+	if err := config.Describe(stdout, hooks); err != nil {
+		return fail(stderr, err)
 	}
 	return 0
 }

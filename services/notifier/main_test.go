@@ -55,6 +55,15 @@ func contains(t *testing.T, what, text string, parts ...string) {
 func TestCalls(t *testing.T) {
 	clean(t)
 	t.Setenv("NATS_URL", "nats://u:"+hidden+"@127.0.0.1:1")
+	file := func(text string) string {
+		path := filepath.Join(t.TempDir(), "hooks.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := file("hooks:\n- name: chat\n  url: https://u:" + hidden + "@example.org/" + hidden + "\n")
+	wrong := file("hooks:\n- name: chat\n  url: ftp://" + hidden + "\n  tpyes: [x]\n")
 	for _, tt := range []struct {
 		name           string
 		args           []string
@@ -66,6 +75,12 @@ func TestCalls(t *testing.T) {
 		{"long help", []string{"--help"}, 0, []string{"NOTIFIER_STATE"}, nil},
 		{"help on keys", []string{"keys", "-h"}, 0, []string{"notifier keys", "-notifier-uid"}, nil},
 		{"help on provision", []string{"provision", "-h"}, 0, []string{"notifier provision", "-hooks-key", "30s"}, nil},
+		{"help on check", []string{"check", "-h"}, 0, []string{"notifier check FILE"}, nil},
+		{"check of nothing", []string{"check"}, 2, nil, []string{"notifier check: which file?"}},
+		{"check of two files", []string{"check", "a", "b"}, 2, nil, []string{`notifier check: unexpected argument "b"`}},
+		{"check of a file that is not there", []string{"check", "/nonexistent/hooks"}, 2, nil, []string{"file /nonexistent/hooks cannot be read: no such file or directory"}},
+		{"check of a good file", []string{"check", good}, 0, []string{"HOOK", "chat", "https://example.org"}, []string{"warning: hook chat has no secret"}},
+		{"check of a wrong file", []string{"check", wrong}, 2, nil, []string{wrong + ":3: hook chat: url:", wrong + ":4: hook chat: tpyes: unknown key: did you mean types?"}},
 		{"an unknown command", []string{"key"}, 2, nil, []string{`notifier: unexpected argument "key" (notifier -h`}},
 		{"an empty command", []string{""}, 2, nil, []string{`notifier: unexpected argument ""`}},
 		{"an unknown flag", []string{"-verbose"}, 2, nil, []string{"notifier: flag provided but not defined: -verbose (notifier -h"}},

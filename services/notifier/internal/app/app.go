@@ -12,14 +12,12 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
-	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
-	"github.com/wgherald/wgherald/services/notifier/internal/render"
-	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
@@ -142,18 +140,18 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 	if err != nil {
 		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
 	}
-	header := map[string]string{}
-	for name, value := range h.Headers {
-		header[name] = value.Reveal()
+	format, err := h.Render()
+	if err != nil {
+		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
 	}
 	return consume.New(consume.Config{
 		JetStream: js,
 		Hook: consume.Hook{
 			Name:   h.Name,
-			Target: deliver.Target{URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header},
+			Target: h.Target(),
 			Filter: filter,
-			Format: render.CloudEvents,
-			Retry:  retry.Default(),
+			Format: format,
+			Retry:  h.Schedule(), RetryRejected: h.Other4xx, Rate: rate.Limit(h.Rate),
 		},
 		Version: version, Verify: verify, Observer: observer, Log: log,
 	})

@@ -7,6 +7,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,6 +24,9 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -63,13 +67,61 @@ type Hook struct {
 	Rules   route.Rules   // which events it wants; they compile
 	Timeout time.Duration // of one request as a whole
 	Headers map[string]Secret
+
+	Format      string   // one of render.Names; empty is the first. A template has none
+	Template    Secret   // may hold a token of the receiver; empty is none
+	ContentType string   // of the template
+	Redact      []string // of render.Fields; left out of what is sent
+
+	ConnectTimeout time.Duration
+	CA, Cert       string // PEM; empty is the system's authorities, and no client certificate
+	Key            Secret // PEM, of Cert
+	Proxy          Secret // URL; empty is none
+	PublicOnly     bool   // loopback and private addresses are not dialled
+
+	Retry    retry.Policy // the zero value is retry.Default()
+	Other4xx bool         // answers of 4xx that are refusals are tried again, too
+
+	Concurrency int     // attempts at a time; 0 is deliver.DefaultConcurrency
+	Rate        float64 // attempts that begin in a second; 0 is no limit
+}
+
+// Schedule returns when failed deliveries are tried again.
+func (h Hook) Schedule() retry.Policy { return cmp.Or(h.Retry, retry.Default()) }
+
+// Target returns where and how the hook's requests go.
+func (h Hook) Target() deliver.Target {
+	header := map[string]string{}
+	for name, value := range h.Headers {
+		header[name] = value.Reveal()
+	}
+	return deliver.Target{
+		URL: h.URL.Reveal(), Secrets: h.Secrets, Timeout: h.Timeout, Header: header, ConnectTimeout: h.ConnectTimeout,
+		CA: []byte(h.CA), Cert: []byte(h.Cert), Key: []byte(h.Key.Reveal()), Proxy: h.Proxy.Reveal(), PublicOnly: h.PublicOnly,
+		Concurrency: h.Concurrency,
+	}
+}
+
+// Render returns what makes the hook's requests out of events.
+func (h Hook) Render() (render.Format, error) {
+	var f render.Format
+	var err error
+	if text := h.Template.Reveal(); text != "" {
+		f, err = render.NewTemplate(text, h.ContentType)
+	} else {
+		f, err = render.Named(cmp.Or(h.Format, render.Names[0]))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return render.Redact(f, h.Redact)
 }
 
 const (
 	// DefaultHook is the name of the hook that WEBHOOK_URL makes.
 	DefaultHook = "default"
 	// DefaultTimeout is that of a hook which names none.
-	DefaultTimeout = 15 * time.Second
+	DefaultTimeout = deliver.DefaultTimeout
 	// maxTimeout keeps a hanging receiver from holding its peers' events for long.
 	maxTimeout = 5 * time.Minute
 )
@@ -264,27 +316,32 @@ func (l *loader) hooks(env environment) []Hook {
 	if env.Hooks == "" {
 		return hooks
 	}
-	f, err := l.read(env.Hooks)
-	if err != nil {
-		l.wrong("NOTIFIER_HOOKS", "%v", err)
-		return hooks
-	}
 	taken := map[string]string{}
 	for _, h := range hooks {
 		taken[h.Name] = "WEBHOOK_URL"
 	}
-	parsed := parseHooks(env.Hooks, f.text, taken, l.read)
+	return append(hooks, l.hooksFile("NOTIFIER_HOOKS", env.Hooks, taken)...)
+}
+
+// hooksFile returns the hooks of a file. variable is what names it, and taken are the names that are used elsewhere.
+func (l *loader) hooksFile(variable, path string, taken map[string]string) []Hook {
+	f, err := l.read(path)
+	if err != nil {
+		l.wrong(variable, "%v", err)
+		return nil
+	}
+	parsed := parseHooks(path, f.text, taken, l.read)
 	l.problems = append(l.problems, parsed.problems...)
 	l.warnings = append(l.warnings, parsed.warnings...)
 	if parsed.inline && f.open {
-		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", env.Hooks)
+		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", path)
 	}
 	for _, h := range parsed.hooks {
 		if len(h.Secrets) == 0 {
 			l.unsigned(h, "secret or secret_file")
 		}
 	}
-	return append(hooks, parsed.hooks...)
+	return parsed.hooks
 }
 
 func (l *loader) envHook(env environment) Hook {

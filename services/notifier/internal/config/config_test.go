@@ -255,7 +255,7 @@ func TestSecretShowsNowhere(t *testing.T) {
 	t.Parallel()
 	type hidden struct{ inner Secret } // fmt calls no method on unexported fields
 	s := NewSecret(marker)
-	hook := Hook{Name: "a", URL: s, Headers: map[string]Secret{"A": s}, Rules: route.Rules{}}
+	hook := Hook{Name: "a", URL: s, Headers: map[string]Secret{"A": s}, Rules: route.Rules{}, Template: s, Key: s, Proxy: s}
 	var log strings.Builder
 	for _, h := range []slog.Handler{slog.NewTextHandler(&log, nil), slog.NewJSONHandler(&log, nil)} {
 		slog.New(h).Info("x", "secret", s, "hook", hook, "hidden", hidden{s})

@@ -1,12 +1,16 @@
 package config
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,6 +18,9 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -112,7 +119,10 @@ func (p *hooksParser) warn(format string, args ...any) {
 // hookFields are the keys of a hook, as an error lists them.
 var hookFields = []string{
 	"name", "url", "url_file", "secret", "secrets", "secret_file", "secret_files",
-	"types", "nodes", "interfaces", "peers", "tags", "timeout", "headers",
+	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
+	"format", "template", "template_file", "content_type", "redact",
+	"headers", "basic_auth", "bearer_file", "timeout", "connect_timeout", "ca_file", "client_cert_file", "client_key_file", "proxy", "proxy_file", "private",
+	"retry", "concurrency", "rate",
 }
 
 // one reads a hook.
@@ -124,7 +134,10 @@ func (p *hooksParser) one(n ast.Node) {
 	}
 	h := Hook{Timeout: DefaultTimeout}
 	p.nameOf(m, &h)
-	var urls, secrets []string // keys that were given, of which one may be
+	var urls, secrets, formats, proxies, logins []string // keys that were given, of which one may be
+	var template, contentType ast.Node
+	tlsAt := map[string]ast.Node{} // keys that need TLS
+	var login Secret
 	p.mapping(n, "", hookFields, func(key string, at, value ast.Node) {
 		switch key {
 		case "name":
@@ -150,22 +163,122 @@ func (p *hooksParser) one(n ast.Node) {
 			h.Rules.Peers = p.globs(value, key, func(g string) route.Rules { return route.Rules{Peers: []string{g}} })
 		case "tags":
 			h.Rules.Tags = p.globs(value, key, func(g string) route.Rules { return route.Rules{Tags: []string{g}} })
+		case "endpoints":
+			h.Rules.Endpoints = p.globs(value, key, func(g string) route.Rules { return route.Rules{Endpoints: []string{g}} })
+		case "format":
+			formats = append(formats, key)
+			h.Format = p.choice(value, key, render.Names...)
+		case "template", "template_file":
+			formats = append(formats, key)
+			template = value
+			if text, ok := p.templateText(value, key); ok {
+				h.Template = NewSecret(text)
+			}
+		case "content_type":
+			contentType = value
+			h.ContentType = p.contentType(value)
+		case "redact":
+			for _, n := range p.list(value, key) {
+				if name := p.choice(n, key, render.Fields()...); name != "" {
+					h.Redact = append(h.Redact, name)
+				}
+			}
 		case "timeout":
-			h.Timeout = p.timeout(value)
+			h.Timeout = p.timeout(value, key)
+		case "connect_timeout":
+			h.ConnectTimeout = p.timeout(value, key)
 		case "headers":
 			h.Headers = p.headers(value)
+		case "basic_auth":
+			logins = append(logins, key)
+			login = p.basicAuth(value)
+		case "bearer_file":
+			logins = append(logins, key)
+			login = p.bearer(value)
+		case "ca_file":
+			tlsAt[key] = value
+			h.CA = p.ca(value)
+		case "client_cert_file":
+			tlsAt[key] = value
+			h.Cert, _ = p.publicFile(value, key)
+		case "client_key_file":
+			tlsAt[key] = value
+			if text, ok := p.secretText(value, key, true); ok {
+				h.Key = NewSecret(text)
+			}
+		case "proxy", "proxy_file":
+			proxies = append(proxies, key)
+			h.Proxy = p.proxy(value, key)
+		case "retry":
+			h.Retry, h.Other4xx = p.retry(value)
+		case "concurrency":
+			h.Concurrency = p.concurrency(value)
+		case "rate":
+			h.Rate = p.rate(value)
+		case "private":
+			h.PublicOnly = p.choice(value, key, "allow", "deny") == "deny"
 		}
 	})
+	if logins != nil {
+		if _, twice := h.Headers["Authorization"]; twice {
+			p.wrong(n, logins[0], "given together with the header Authorization: use one of them")
+		}
+		if h.Headers == nil {
+			h.Headers = map[string]Secret{}
+		}
+		h.Headers["Authorization"] = login
+	}
 	switch {
 	case len(urls) == 0:
 		p.wrong(n, "url", "missing: give url or url_file")
 	case len(urls) > 1:
 		p.wrong(n, "url_file", "given together with url: use one of them")
 	}
-	if len(secrets) > 1 {
-		p.wrong(n, secrets[1], "given together with %s: use one of them", secrets[0])
+	for _, keys := range [][]string{secrets, formats, proxies, logins} {
+		if len(keys) > 1 {
+			p.wrong(n, keys[1], "given together with %s: use one of them", keys[0])
+		}
 	}
+	switch {
+	case template == nil && contentType != nil:
+		p.wrong(contentType, "content_type", "only a template has one: the other formats have their own")
+	case template != nil && contentType == nil:
+		h.ContentType = defaultContentType
+	}
+	if h.Template.Reveal() != "" && h.ContentType != "" && len(formats) == 1 {
+		if _, err := h.Render(); err != nil {
+			p.wrong(template, formats[0], "%v", err)
+		}
+	}
+	p.checkTLS(n, h, tlsAt)
 	p.hooks = append(p.hooks, h)
+}
+
+// checkTLS reports what does not go together of the keys that at holds.
+func (p *hooksParser) checkTLS(n ast.Node, h Hook, at map[string]ast.Node) {
+	cert, key := at["client_cert_file"], at["client_key_file"]
+	switch {
+	case cert != nil && key == nil:
+		p.wrong(cert, "client_cert_file", "needs client_key_file")
+	case cert == nil && key != nil:
+		p.wrong(key, "client_key_file", "needs client_cert_file")
+	case h.Cert != "" && h.Key.Reveal() != "":
+		if _, err := deliver.ParseClient([]byte(h.Cert), []byte(h.Key.Reveal())); err != nil {
+			p.wrong(cert, "client_cert_file", "%v", err)
+		}
+	}
+	u, err := url.Parse(h.URL.Reveal())
+	if err != nil {
+		return // reported already
+	}
+	if _, ok := h.Headers["Authorization"]; ok && u.User != nil {
+		p.wrong(n, "url", "has a user, and another key says how to log in: use one of them")
+	}
+	if u.Scheme == "http" && !strings.HasPrefix(h.Proxy.Reveal(), "https:") {
+		for _, key := range slices.Sorted(maps.Keys(at)) {
+			p.wrong(at[key], key, "the url is http://, without TLS")
+		}
+	}
 }
 
 // nameOf reads the hook's name ahead of its other fields.
@@ -298,25 +411,137 @@ func (p *hooksParser) secretText(n ast.Node, field string, named bool) (string, 
 		p.inline = true
 		return text, true
 	}
-	path := text
+	text, path, open, ok := p.fileText(n, field, text)
+	if ok && open {
+		p.warn("secret file %s is readable by everybody: chmod o-r", path)
+	}
+	return text, ok
+}
+
+// fileText returns what a file holds that n names, and whether everybody may read it. A relative path counts from the hooks file.
+func (p *hooksParser) fileText(n ast.Node, field, name string) (text, path string, open, ok bool) {
+	if strings.ContainsAny(name, "\n{") || strings.Contains(name, "://") || strings.Contains(name, "-----") || strings.HasPrefix(name, "whsec_") {
+		p.wrong(n, field, "want the path of a file, not what is in it")
+		return "", "", false, false
+	}
+	path = name
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(p.file), path)
 	}
 	f, err := p.read(path)
 	if err != nil {
 		p.wrong(n, field, "%v", err)
-		return "", false
-	}
-	if f.open {
-		p.warn("secret file %s is readable by everybody: chmod o-r", path)
+		return "", path, false, false
 	}
 	text = strings.TrimSpace(string(f.text))
 	if text == "" {
 		p.wrong(n, field, "file %s is empty", path)
-		return "", false
 	}
-	return text, true
+	return text, path, f.open, text != ""
 }
+
+// choice returns a value that must be one of the known ones.
+func (p *hooksParser) choice(n ast.Node, field string, known ...string) string {
+	value, ok := p.text(n, field)
+	if !ok || slices.Contains(known, value) {
+		return value
+	}
+	switch s := suggest(strings.ToLower(value), known); {
+	case !showable.MatchString(value):
+		p.wrong(n, field, "want one of %s", strings.Join(known, ", "))
+	case s != "":
+		p.wrong(n, field, "%s is not known: did you mean %s?", value, s)
+	default:
+		p.wrong(n, field, "%s is none of %s", value, strings.Join(known, ", "))
+	}
+	return ""
+}
+
+func (p *hooksParser) templateText(n ast.Node, field string) (string, bool) {
+	if field == "template_file" {
+		return p.publicFile(n, field)
+	}
+	return p.text(n, field)
+}
+
+// publicFile returns what a file holds that everybody may read.
+func (p *hooksParser) publicFile(n ast.Node, field string) (string, bool) {
+	text, ok := p.text(n, field)
+	if ok {
+		text, _, _, ok = p.fileText(n, field, text)
+	}
+	return text, ok
+}
+
+func (p *hooksParser) ca(n ast.Node) string {
+	text, ok := p.publicFile(n, "ca_file")
+	if !ok {
+		return ""
+	}
+	if _, err := deliver.ParseCA([]byte(text)); err != nil {
+		p.wrong(n, "ca_file", "%v", err)
+	}
+	return text
+}
+
+func (p *hooksParser) proxy(n ast.Node, field string) Secret {
+	text, ok := p.secretText(n, field, field == "proxy_file")
+	if !ok {
+		return Secret{}
+	}
+	if _, err := deliver.ParseProxy(text); err != nil {
+		p.wrong(n, field, "%v", err)
+	}
+	return NewSecret(text)
+}
+
+// basicAuth returns the value of an Authorization header (RFC 7617).
+func (p *hooksParser) basicAuth(n ast.Node) Secret {
+	var user, password string
+	found := map[string]bool{}
+	p.mapping(n, "basic_auth", []string{"user", "password_file"}, func(key string, _, value ast.Node) {
+		found[key] = true
+		switch key {
+		case "user":
+			user, _ = p.text(value, "basic_auth")
+			if strings.Contains(user, ":") || strings.ContainsFunc(user, isControl) {
+				p.wrong(value, "basic_auth", "the user has a colon or a control character")
+			}
+		case "password_file":
+			password, _ = p.secretText(value, "basic_auth", true)
+		}
+	})
+	if _, ok := n.(*ast.MappingNode); ok && len(found) < 2 {
+		p.wrong(n, "basic_auth", "want user and password_file")
+	}
+	return NewSecret("Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
+}
+
+// bearer returns the value of an Authorization header (RFC 6750).
+func (p *hooksParser) bearer(n ast.Node) Secret {
+	token, ok := p.secretText(n, "bearer_file", true)
+	if ok && strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		p.wrong(n, "bearer_file", "the file holds something beside one token")
+	}
+	return NewSecret("Bearer " + token)
+}
+
+// defaultContentType is that of a template which names none.
+const defaultContentType = "application/json"
+
+func (p *hooksParser) contentType(n ast.Node) string {
+	text, ok := p.text(n, "content_type")
+	if !ok {
+		return ""
+	}
+	if _, err := render.MediaType(text); err != nil {
+		p.wrong(n, "content_type", "%v", err)
+		return ""
+	}
+	return text
+}
+
+func isControl(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
 func (p *hooksParser) secrets(n ast.Node, field string) []sign.Secret {
 	nodes := []ast.Node{n}
@@ -356,19 +581,100 @@ func (p *hooksParser) globs(n ast.Node, field string, rules func(string) route.R
 	return list
 }
 
-func (p *hooksParser) timeout(n ast.Node) time.Duration {
-	text, ok := p.text(n, "timeout")
+func (p *hooksParser) timeout(n ast.Node, field string) time.Duration {
+	return p.duration(n, field, 0, maxTimeout)
+}
+
+// duration returns a duration of more than 0, from low to high.
+func (p *hooksParser) duration(n ast.Node, field string, low, high time.Duration) time.Duration {
+	text, ok := p.text(n, field)
 	if !ok {
 		return 0
 	}
 	d, err := time.ParseDuration(text)
 	switch {
 	case err != nil:
-		p.wrong(n, "timeout", "%.40q is not a duration with its unit, such as 15s", text)
-	case d <= 0 || d > maxTimeout:
-		p.wrong(n, "timeout", "%s is not between 0 and %s", text, maxTimeout)
+		p.wrong(n, field, "%.40q is not a duration with its unit, such as 15s", text)
+	case d <= 0 || d < low || d > high:
+		p.wrong(n, field, "%s is not between %s and %s", text, low, high)
 	}
 	return d
+}
+
+const (
+	minWait   = 100 * time.Millisecond // between two attempts: less would flood a receiver that is in trouble
+	maxGiveUp = 365 * 24 * time.Hour
+)
+
+// retry returns the schedule of the default with what n changes, and whether every 4xx is tried again.
+func (p *hooksParser) retry(n ast.Node) (retry.Policy, bool) {
+	r, other4xx := retry.Default(), false
+	capAt := n
+	p.mapping(n, "retry", []string{"first", "factor", "cap", "jitter", "give_up", "other_4xx"}, func(key string, _, value ast.Node) {
+		switch field := "retry." + key; key {
+		case "first":
+			r.Initial = p.duration(value, field, minWait, maxGiveUp)
+		case "factor":
+			r.Factor = p.number(value, field, 1, 100)
+		case "cap":
+			capAt = value
+			r.Max = p.duration(value, field, minWait, maxGiveUp)
+		case "jitter":
+			r.Jitter = p.number(value, field, 0, 1)
+		case "give_up":
+			r.GiveUp = p.duration(value, field, minWait, maxGiveUp)
+		case "other_4xx":
+			other4xx = p.choice(value, field, "true", "false") == "true"
+		}
+	})
+	if r.Max < r.Initial && r.Max >= minWait {
+		p.wrong(capAt, "retry.cap", "%s is less than first, %s", r.Max, r.Initial)
+	}
+	return r, other4xx
+}
+
+// maxConcurrency leaves most of what a hook may hold un-acknowledged to what waits.
+const maxConcurrency = 256
+
+func (p *hooksParser) concurrency(n ast.Node) int {
+	text, ok := p.text(n, "concurrency")
+	if !ok {
+		return 0
+	}
+	c, err := strconv.Atoi(text)
+	if err != nil || c < 1 || c > maxConcurrency {
+		p.wrong(n, "concurrency", "%.40q is no whole number from 1 to %d", text, maxConcurrency)
+	}
+	return c
+}
+
+var rateForm = regexp.MustCompile(`^([1-9][0-9]{0,5})/([smh])$`)
+
+// rate returns attempts per second.
+func (p *hooksParser) rate(n ast.Node) float64 {
+	text, ok := p.text(n, "rate")
+	if !ok {
+		return 0
+	}
+	m := rateForm.FindStringSubmatch(text)
+	if m == nil {
+		p.wrong(n, "rate", "%.40q is no rate, such as 10/s, 30/m or 100/h", text)
+		return 0
+	}
+	count, _ := strconv.ParseFloat(m[1], 64) // the form lets only digits pass
+	return count / map[string]float64{"s": 1, "m": 60, "h": 3600}[m[2]]
+}
+
+func (p *hooksParser) number(n ast.Node, field string, low, high float64) float64 {
+	text, ok := p.text(n, field)
+	if !ok {
+		return 0
+	}
+	f, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(f >= low && f <= high) { // written so that NaN fails
+		p.wrong(n, field, "%.40q is no number from %g to %g", text, low, high)
+	}
+	return f
 }
 
 // ownHeaders are set for every request; a hook cannot.
@@ -389,9 +695,9 @@ func (p *hooksParser) headers(n ast.Node) map[string]Secret {
 		case !ok:
 		case !headerName.MatchString(key):
 			p.wrong(at, "headers", "a key is not the name of a header")
-		case slices.Contains(ownHeaders, name):
+		case slices.Contains(ownHeaders, name), strings.HasPrefix(name, "Ce-"):
 			p.wrong(at, "headers", "%s is set by the notifier", name)
-		case strings.ContainsFunc(text, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
+		case strings.ContainsFunc(text, isControl):
 			p.wrong(at, "headers", "the value of %s has a line break or another control character", name)
 		default:
 			if _, twice := headers[name]; twice {

@@ -1,8 +1,14 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -33,12 +41,47 @@ func fakeFiles(files map[string]string) func(string) (file, error) {
 	}
 }
 
+// selfSigned makes a certificate and its key, as PEM, without the line break at their ends.
+func selfSigned() (cert, key string) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		panic(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		panic(err)
+	}
+	block := func(kind string, der []byte) string {
+		return strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})))
+	}
+	return block("CERTIFICATE", der), block("PRIVATE KEY", pkcs8)
+}
+
+var (
+	certPEM, keyPEM = selfSigned()
+	_, otherKeyPEM  = selfSigned()
+)
+
 var testFiles = fakeFiles(map[string]string{
+	"/etc/wg/cert.pem":  "open:" + certPEM + "\n",
+	"/etc/wg/key.pem":   keyPEM + "\n",
+	"/etc/wg/other.pem": otherKeyPEM,
+	"/etc/wg/password":  marker + "\n",
+	"/etc/wg/two":       marker + " " + marker,
+	"/etc/wg/proxy":     "http://u:" + marker + "@proxy:3128",
+
 	"/etc/wg/url":     "https://example.org/" + marker + "\n",
 	"/etc/wg/a":       secretA + "\n",
 	"/etc/wg/b":       "open:" + secretB,
 	"/etc/wg/empty":   " \n",
 	"/etc/wg/url.bad": "ftp://" + marker,
+	"/etc/wg/tmpl":    "open:{\"text\": {{json .Text}}}\n",
+	"/etc/wg/bad":     "{\"token\": \"" + marker + "\",\n \"text\": {{.Txt}}}",
 })
 
 func parse(text string) parsedHooks {
@@ -80,6 +123,7 @@ hooks:
     interfaces: [wg0]
     peers: [alice-*, "KwfWM3PFygTCMD9DF5DNMCIG9VljSQmV9lbS4tqeDjg="]
     tags: [staff]
+    endpoints: [203.0.113.0/24, "2001:db8::7"]
     timeout: 2.5s
     headers:
       authorization: Bearer hunter2
@@ -92,6 +136,7 @@ hooks:
 					Rules: route.Rules{
 						Types: []string{"wg.peer.*", "wg.probe.stopped"}, Nodes: []string{"vpn-*"}, Interfaces: []string{"wg0"},
 						Peers: []string{"alice-*", "KwfWM3PFygTCMD9DF5DNMCIG9VljSQmV9lbS4tqeDjg="}, Tags: []string{"staff"},
+						Endpoints: []string{"203.0.113.0/24", "2001:db8::7"},
 					},
 					Headers: map[string]Secret{"Authorization": NewSecret("Bearer hunter2"), "X-Team": NewSecret("7")},
 				},
@@ -108,6 +153,77 @@ hooks:
 				Name: "a", URL: NewSecret("https://h"), Secrets: []sign.Secret{a}, Timeout: 15 * time.Second,
 				Rules: route.Rules{Types: []string{"wg.peer.connected"}},
 			}},
+		},
+		"a format": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', format: slack}",
+			want: []Hook{{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Format: "slack"}},
+		},
+		"a template": {
+			yaml: "hooks:\n- name: a\n  url: https://h\n  content_type: text/plain; charset=utf-8\n  template: |\n    {{.Name}}\n    {{- with .Reason}}: {{.}}{{end}}\n",
+			want: []Hook{{
+				Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+				Template: NewSecret("{{.Name}}\n{{- with .Reason}}: {{.}}{{end}}"), ContentType: "text/plain; charset=utf-8",
+			}},
+		},
+		"a template in a file that everybody may read": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', template_file: tmpl}",
+			want: []Hook{{
+				Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+				Template: NewSecret(`{"text": {{json .Text}}}`), ContentType: "application/json",
+			}},
+		},
+		"a way of one's own": {
+			yaml: `
+hooks:
+- name: a
+  url: https://h
+  basic_auth: {user: alice, password_file: password}
+  connect_timeout: 1s
+  ca_file: cert.pem
+  client_cert_file: cert.pem
+  client_key_file: key.pem
+  proxy: socks5://u:hunter2@proxy:1080
+  private: deny
+- {name: b, url: 'http://h', bearer_file: password, proxy_file: proxy, private: allow, headers: {X-A: b}}
+`,
+			want: []Hook{
+				{
+					Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, ConnectTimeout: time.Second,
+					Headers: map[string]Secret{"Authorization": NewSecret("Basic YWxpY2U6aHVudGVyMg==")},
+					CA:      certPEM, Cert: certPEM, Key: NewSecret(keyPEM), Proxy: NewSecret("socks5://u:hunter2@proxy:1080"), PublicOnly: true,
+				},
+				{
+					Name: "b", URL: NewSecret("http://h"), Timeout: 15 * time.Second, Proxy: NewSecret("http://u:hunter2@proxy:3128"),
+					Headers: map[string]Secret{"Authorization": NewSecret("Bearer hunter2"), "X-A": NewSecret("b")},
+				},
+			},
+		},
+		"fields left out": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', redact: [endpoint, name]}\n- {name: b, url: 'https://h', redact: tags}",
+			want: []Hook{
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Redact: []string{"endpoint", "name"}},
+				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Redact: []string{"tags"}},
+			},
+		},
+		"a schedule": {
+			yaml: "hooks:\n- name: a\n  url: https://h\n  retry: {first: 1s, factor: 2, cap: 1h, jitter: 0, give_up: 24h, other_4xx: true}\n- {name: b, url: 'https://h', retry: {factor: 1.5}}",
+			want: []Hook{
+				{
+					Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Other4xx: true,
+					Retry: retry.Policy{Initial: time.Second, Factor: 2, Max: time.Hour, Jitter: 0, GiveUp: 24 * time.Hour},
+				},
+				{
+					Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+					Retry: retry.Policy{Initial: 5 * time.Second, Factor: 1.5, Max: 6 * time.Hour, Jitter: 0.2, GiveUp: 72 * time.Hour},
+				},
+			},
+		},
+		"limits": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', concurrency: 1, rate: 10/s}\n- {name: b, url: 'https://h', rate: 30/m}",
+			want: []Hook{
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Concurrency: 1, Rate: 10},
+				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Rate: 0.5},
+			},
 		},
 		"a list of none": {yaml: "hooks: []"},
 	} {
@@ -129,13 +245,12 @@ hooks:
 
 func TestHooksFileMistakes(t *testing.T) {
 	t.Parallel()
-	hook := func(lines string) string { // the hook's fields start in line 4
+	tls := func(lines string) string { // the hook's fields start in line 4
 		return "hooks:\n- name: ops\n  url: https://h\n  " + strings.ReplaceAll(lines, "\n", "\n  ")
 	}
-	const (
-		makeOne = `: make one with: echo "whsec_$(openssl rand -base64 32)"`
-		known   = "name, url, url_file, secret, secrets, secret_file, secret_files, types, nodes, interfaces, peers, tags, timeout, headers"
-	)
+	hook := func(lines string) string { return strings.Replace(tls(lines), "https:", "http:", 1) }
+	var known = strings.Join(hookFields, ", ")
+	const makeOne = `: make one with: echo "whsec_$(openssl rand -base64 32)"`
 	for name, tt := range map[string]struct {
 		yaml string
 		want []string // without the file
@@ -184,14 +299,59 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a malformed glob":              {hook("nodes: ['vpn-[']"), []string{`4: hook ops: nodes: pattern "vpn-[" is malformed`}},
 		"an empty glob":                 {hook("tags: [staff, '']"), []string{"4: hook ops: tags: empty"}},
 		"a glob that is a list":         {hook("peers: [[a]]"), []string{"4: hook ops: peers: want a single value"}},
+		"a network of addresses":        {hook("endpoints:\n- 203.0.113.7/24\n- everywhere"), []string{"5: hook ops: endpoints: 203.0.113.7/24 has bits beyond its prefix: want 203.0.113.0/24 or 203.0.113.7", `6: hook ops: endpoints: "everywhere" is neither a network, such as 203.0.113.0/24, nor an address`}},
 		"a timeout without unit":        {hook("timeout: 15"), []string{`4: hook ops: timeout: "15" is not a duration with its unit, such as 15s`}},
-		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0 and 5m0s"}},
-		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0 and 5m0s"}},
+		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0s and 5m0s"}},
+		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0s and 5m0s"}},
 		"headers as a list":             {hook("headers: [a]"), []string{"4: hook ops: headers: want a mapping (key: value lines)"}},
 		"a header of ours":              {hook("headers:\n  webhook-id: hunter2"), []string{"5: hook ops: headers: Webhook-Id is set by the notifier"}},
 		"a header in two cases":         {hook("headers:\n  x-a: 1\n  X-A: 2"), []string{"6: hook ops: headers: X-A given twice"}},
 		"a header name with a space":    {hook("headers:\n  'x hunter2': 1"), []string{"5: hook ops: headers: a key is not the name of a header"}},
 		"a header with a line break":    {hook("headers:\n  x-a: \"hunter2\\r\\nx-b: 1\""), []string{"5: hook ops: headers: the value of X-A has a line break or another control character"}},
+		"a CloudEvents header":          {hook("headers:\n  ce-id: hunter2"), []string{"5: hook ops: headers: Ce-Id is set by the notifier"}},
+		"a format misspelt":             {hook("format: Slak"), []string{"4: hook ops: format: Slak is not known: did you mean slack?"}},
+		"a format that there is not":    {hook("format: teams"), []string{"4: hook ops: format: teams is none of cloudevents, binary, slack, discord, ntfy"}},
+		"a format that may be a secret": {hook("format: hunter2"), []string{"4: hook ops: format: want one of cloudevents, binary, slack, discord, ntfy"}},
+		"a format and a template":       {hook("template: '{{.Nme}}'\nformat: slack"), []string{"2: hook ops: format: given together with template: use one of them"}},
+		"a media type without template": {hook("content_type: text/plain"), []string{"4: hook ops: content_type: only a template has one: the other formats have their own"}},
+		"a broken media type":           {hook("template: '{}'\ncontent_type: json"), []string{"5: hook ops: content_type: not a media type, such as application/json"}},
+		"a template with no such field": {hook("template: |\n  {\"a\": \"hunter2\",\n   \"b\": {{json .Nme}}}"), []string{"4: hook ops: template: on wg.peer.connected: line 2 of the template: can't evaluate field Nme"}},
+		"a template file that is wrong": {hook("template_file: bad"), []string{"4: hook ops: template_file: on wg.peer.connected: line 2 of the template: can't evaluate field Txt"}},
+		"a template file of nowhere":    {hook("template_file: nope"), []string{"4: hook ops: template_file: file /etc/wg/nope cannot be read: file does not exist"}},
+		"a template of no JSON":         {hook("template: '{\"a\": \"{{.Peer.Name}}\"}'"), []string{"4: hook ops: template: on wg.peer.connected: the output is not JSON: does every text go through {{json …}}?"}},
+		"a connect timeout too long":    {hook("connect_timeout: 1h"), []string{"4: hook ops: connect_timeout: 1h is not between 0s and 5m0s"}},
+		"authorities of nowhere":        {tls("ca_file: nope"), []string{"4: hook ops: ca_file: file /etc/wg/nope cannot be read: file does not exist"}},
+		"authorities that are none":     {tls("ca_file: password"), []string{"4: hook ops: ca_file: no PEM certificate (-----BEGIN CERTIFICATE-----)"}},
+		"authorities without TLS":       {hook("ca_file: cert.pem"), []string{"4: hook ops: ca_file: the url is http://, without TLS"}},
+		"a certificate without key":     {tls("client_cert_file: cert.pem"), []string{"4: hook ops: client_cert_file: needs client_key_file"}},
+		"a key without certificate":     {tls("client_key_file: key.pem"), []string{"4: hook ops: client_key_file: needs client_cert_file"}},
+		"somebody elses key":            {tls("client_key_file: other.pem\nclient_cert_file: cert.pem"), []string{"5: hook ops: client_cert_file: the key does not belong to the certificate"}},
+		"a password for key":            {tls("client_key_file: password\nclient_cert_file: cert.pem"), []string{"5: hook ops: client_cert_file: want a PEM certificate and its PEM key without passphrase"}},
+		"a proxy of another kind":       {hook("proxy: ftp://u:hunter2@h"), []string{"4: hook ops: proxy: want an http://, https:// or socks5:// URL"}},
+		"a proxy in two ways":           {hook("proxy_file: proxy\nproxy: http://h"), []string{"2: hook ops: proxy: given together with proxy_file: use one of them"}},
+		"private as a truth":            {hook("private: no"), []string{"4: hook ops: private: no is none of allow, deny"}},
+		"private misspelt":              {hook("private: denny"), []string{"4: hook ops: private: denny is not known: did you mean deny?"}},
+		"two logins":                    {hook("bearer_file: password\nbasic_auth: {user: a, password_file: password}"), []string{"2: hook ops: basic_auth: given together with bearer_file: use one of them"}},
+		"a login and a header":          {hook("bearer_file: password\nheaders: {authorization: hunter2}"), []string{"2: hook ops: bearer_file: given together with the header Authorization: use one of them"}},
+		"a login and a user":            {"hooks:\n- name: ops\n  url: https://u:hunter2@h\n  bearer_file: password", []string{"2: hook ops: url: has a user, and another key says how to log in: use one of them"}},
+		"two tokens":                    {hook("bearer_file: two"), []string{"4: hook ops: bearer_file: the file holds something beside one token"}},
+		"no password":                   {hook("basic_auth: {user: a}"), []string{"4: hook ops: basic_auth: want user and password_file"}},
+		"a password in the file":        {hook("basic_auth:\n  user: a\n  password: hunter2"), []string{"6: hook ops: password: unknown key; known are user, password_file", "5: hook ops: basic_auth: want user and password_file"}},
+		"a user with a colon":           {hook("basic_auth: {user: 'a:b', password_file: password}"), []string{"4: hook ops: basic_auth: the user has a colon or a control character"}},
+		"fields that there are not":     {hook("redact:\n- endpoints\n- key"), []string{"5: hook ops: redact: endpoints is not known: did you mean endpoint?", "6: hook ops: redact: key is none of allowed_ips, endpoint, name, tags"}},
+		"no fields":                     {hook("redact: []"), []string{"4: hook ops: redact: empty list: leave the key out"}},
+		"a schedule misspelt":           {hook("retry:\n  fist: 1s\n  other_4xx: yes"), []string{"5: hook ops: fist: unknown key: did you mean first?", "6: hook ops: retry.other_4xx: yes is none of true, false"}},
+		"a schedule of nonsense":        {hook("retry: {first: 1ms, factor: 0.5, cap: 0s, jitter: nan, give_up: -1h}"), []string{"4: hook ops: retry.first: 1ms is not between 100ms and 8760h0m0s", `4: hook ops: retry.factor: "0.5" is no number from 1 to 100`, "4: hook ops: retry.cap: 0s is not between 100ms and 8760h0m0s", `4: hook ops: retry.jitter: "nan" is no number from 0 to 1`, "4: hook ops: retry.give_up: -1h is not between 100ms and 8760h0m0s"}},
+		"a cap under the first wait":    {hook("retry:\n  first: 1m\n  cap: 30s"), []string{"6: hook ops: retry.cap: 30s is less than first, 1m0s"}},
+		"a first wait over the cap":     {hook("retry:\n  first: 7h"), []string{"5: hook ops: retry.cap: 6h0m0s is less than first, 7h0m0s"}},
+		"no concurrency":                {hook("concurrency: 0"), []string{`4: hook ops: concurrency: "0" is no whole number from 1 to 256`}},
+		"too much concurrency":          {hook("concurrency: 257"), []string{`4: hook ops: concurrency: "257" is no whole number from 1 to 256`}},
+		"a rate without time":           {hook("rate: 10"), []string{`4: hook ops: rate: "10" is no rate, such as 10/s, 30/m or 100/h`}},
+		"a rate of nothing":             {hook("rate: 0/s"), []string{`4: hook ops: rate: "0/s" is no rate, such as 10/s, 30/m or 100/h`}},
+		"a secret for its file":         {hook("secret_file: whsec_hunter2"), []string{"4: hook ops: secret_file: want the path of a file, not what is in it"}},
+		"a url for its file":            {"hooks:\n- name: a\n  url_file: https://h/hunter2", []string{"3: hook a: url_file: want the path of a file, not what is in it"}},
+		"a key for its file":            {tls("client_cert_file: cert.pem\nclient_key_file: |\n  -----BEGIN PRIVATE KEY-----\n  hunter2"), []string{"5: hook ops: client_key_file: want the path of a file, not what is in it"}},
+		"a template for its file":       {hook("template_file: '{\"hunter2\": 1}'"), []string{"4: hook ops: template_file: want the path of a file, not what is in it"}},
 		"several at once": {
 			"hooks:\n- name: a\n  url: ftp://hunter2\n  tipes: x\n- name: B\n  url: http://h\n  timeout: soon",
 			[]string{
@@ -223,6 +383,7 @@ func TestHooksFileMistakes(t *testing.T) {
 }
 
 func FuzzParseHooks(f *testing.F) {
+	f.Add("hooks:\n- name: a\n  url: https://h\n  template: |\n    {{json .Text}}\n  content_type: text/plain\n- {name: b, url: 'https://h', format: ntfy}")
 	f.Add("hooks:\n- name: ops\n  url: https://h\n  secret: " + secretA + "\n  types: [wg.peer.*]\n  headers: {a: b}\n  timeout: 3s\n")
 	f.Add("hooks:\n- &a {name: x, <<: *a}\n---\n? [a]\n: |\n  text\n")
 	f.Add("{hooks: [{name: !!str a, url_file: a, secret_files: [a, b], nodes: .inf, peers: ~}]}")
@@ -244,6 +405,15 @@ func FuzzParseHooks(f *testing.F) {
 				t.Errorf("timeout %v", h.Timeout)
 			}
 			if _, err := route.Compile(h.Rules); err != nil {
+				t.Error(err)
+			}
+			if _, err := h.Render(); err != nil {
+				t.Error(err)
+			}
+			if err := h.Schedule().Validate(); err != nil {
+				t.Error(err)
+			}
+			if _, err := deliver.New(h.Target(), ""); err != nil {
 				t.Error(err)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
 
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
@@ -25,6 +26,9 @@ type Hook struct {
 	Filter route.Filter
 	Format render.Format
 	Retry  retry.Policy
+	// RetryRejected has answers of class deliver.Rejected tried again, too.
+	RetryRejected bool
+	Rate          rate.Limit // attempts that begin in a second, evenly spread; 0 is no limit
 }
 
 // Attempt is what an Observer learns of each attempt to deliver.
@@ -88,6 +92,7 @@ type Consumer struct {
 	Config
 	timing
 	sender *deliver.Sender
+	pace   *rate.Limiter // nil is no limit
 	ready  chan struct{}
 
 	// attempts remembers, by stream sequence, how the delivery of un-acked messages went so far. It outlives a session: a lost connection must not
@@ -108,10 +113,15 @@ func New(c Config) (*Consumer, error) {
 		return nil, fmt.Errorf("hook %s: %w", c.Hook.Name, err)
 	}
 	c.Log = c.Log.With("hook", c.Hook.Name)
+	var pace *rate.Limiter
+	if c.Hook.Rate > 0 {
+		pace = rate.NewLimiter(c.Hook.Rate, 1)
+	}
 	return &Consumer{
 		Config:   c,
 		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second},
 		sender:   sender,
+		pace:     pace,
 		ready:    make(chan struct{}),
 		attempts: map[uint64]*history{},
 	}, nil

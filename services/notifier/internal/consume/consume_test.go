@@ -296,6 +296,7 @@ type observer struct {
 	attempts []Attempt
 	buried   []deadletter.Class
 	maxHeld  int
+	loads    int
 	load     Load
 }
 
@@ -315,6 +316,7 @@ func (o *observer) Loaded(_ string, l Load) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.load, o.maxHeld = l, max(o.maxHeld, l.Held)
+	o.loads++
 }
 
 func (o *observer) held() (now, most int) {
@@ -536,6 +538,16 @@ func TestDeadLetters(t *testing.T) {
 			name: "given up", answer: status(500), opts: []option{withRetry(never)},
 			class: "unavailable", reason: "given up 1ns after the event was stored: the hook answered 500", attempts: "1", status: "500",
 		},
+		{
+			name: "rejected again and again", answer: status(404),
+			opts:  []option{withRetry(never), func(c *Config, _ *timing) { c.Hook.RetryRejected = true }},
+			class: "rejected", reason: "given up 1ns after the event was stored: the hook answered 404", attempts: "1", status: "404",
+		},
+		{
+			name: "gone, whatever is tried again", answer: status(410),
+			opts:  []option{func(c *Config, _ *timing) { c.Hook.RetryRejected = true }},
+			class: "gone", reason: "410 Gone", attempts: "1", status: "410",
+		},
 		{name: "undecodable", answer: ok, subject: "wg.peer.connected", body: []byte("{\x00"), class: "undecodable", reason: "decode event", attempts: "0"},
 		{name: "empty", answer: ok, subject: "wg.peer.connected", body: []byte{}, class: "undecodable", reason: "decode event", attempts: "0"},
 		{
@@ -551,6 +563,16 @@ func TestDeadLetters(t *testing.T) {
 				}
 			}},
 			class: "unrenderable", reason: "no such field", attempts: "0",
+		},
+		{
+			name: "a template that makes no JSON of this event", answer: ok,
+			opts: []option{func(c *Config, _ *timing) {
+				var err error
+				if c.Hook.Format, err = render.NewTemplate(`{"peer": {{if eq .Node "vpn-1"}}nothing{{else}}1{{end}}}`, "application/json"); err != nil {
+					t.Error(err)
+				}
+			}},
+			class: "unrenderable", reason: "the output is not JSON", attempts: "0",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -605,6 +627,77 @@ func TestDeadLetters(t *testing.T) {
 				return slices.Equal(n.observer.buried, []deadletter.Class{tt.class})
 			})
 		})
+	}
+}
+
+func TestARejectionIsTriedAgainWhereTheHookSaysSo(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	s := newSink(t, func(_ http.ResponseWriter, _ string, nth int) int {
+		if nth < 3 {
+			return http.StatusNotFound
+		}
+		return http.StatusOK
+	})
+	run(t, b, s, withRetry(quick), func(c *Config, _ *timing) { c.Hook.RetryRejected = true })
+	ids := b.publish("alice")
+	same(t, "accepted", ids, s.take(t, "alice", 1))
+	b.finished("h")
+	if n := len(b.letters()); n != 0 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+func TestAttemptsKeepTheHooksRate(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	s := newSink(t, func(_ http.ResponseWriter, _ string, nth int) int {
+		if nth == 1 {
+			return http.StatusServiceUnavailable // attempts count, whatever comes of them
+		}
+		return http.StatusOK
+	})
+	n := run(t, b, s, func(c *Config, _ *timing) { c.Hook.Rate = 20 })
+	begin := time.Now()
+	for _, peer := range []string{"alice", "bob", "carol", "dave", "erin"} {
+		b.publish(peer, peer)
+	}
+	b.finished("h")
+	requests := s.requests()
+	if took, least := time.Since(begin), time.Duration(len(requests)-1)*50*time.Millisecond; took < least || len(requests) < 15 {
+		t.Errorf("%d attempts took %s, want %s or more", len(requests), took, least)
+	}
+	// A session that does not sleep while it waits for its time goes round thousands of times.
+	n.observer.mu.Lock()
+	defer n.observer.mu.Unlock()
+	if n.observer.loads > 100*len(requests) {
+		t.Errorf("the session went round %d times for %d attempts", n.observer.loads, len(requests))
+	}
+}
+
+func TestNoMoreAttemptsAtATimeThanTheHookAllows(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	var now, most atomic.Int32
+	both := make(chan struct{})
+	var once sync.Once
+	s := newSink(t, func(http.ResponseWriter, string, int) int {
+		n := now.Add(1)
+		defer now.Add(-1)
+		if n > most.Load() {
+			most.Store(n)
+		}
+		if n == 2 {
+			once.Do(func() { close(both) })
+		}
+		<-both
+		return http.StatusOK
+	})
+	run(t, b, s, func(c *Config, _ *timing) { c.Hook.Target.Concurrency = 2 })
+	b.publish("alice", "bob", "carol", "dave", "erin", "frank")
+	b.finished("h")
+	if n := most.Load(); n != 2 {
+		t.Errorf("%d attempts at a time", n)
 	}
 }
 

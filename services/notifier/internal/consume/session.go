@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -375,8 +376,13 @@ func (s *session) idle(now time.Time) time.Duration {
 	if !s.closeAt.IsZero() {
 		earlier(s.closeAt)
 	}
-	if at, ok := s.queue.NextWake(); ok && s.mayDeliver() {
-		earlier(at)
+	if s.mayDeliver() {
+		pace := s.nextPace(now)
+		if at, ok := s.queue.NextWake(); ok && at.After(pace) && s.queue.Ready() == 0 {
+			earlier(at)
+		} else if ok || s.queue.Ready() > 0 {
+			earlier(pace)
+		}
 	}
 	return wake.Sub(now)
 }
@@ -385,12 +391,24 @@ func (s *session) mayDeliver() bool {
 	return s.pin != "" && !s.recovering && s.queue.Working() < s.concurrency
 }
 
+// nextPace returns when the hook's rate lets an attempt begin.
+func (s *session) nextPace(now time.Time) time.Time {
+	if s.c.pace == nil {
+		return now
+	}
+	missing := max(0, 1-s.c.pace.TokensAt(now))
+	return now.Add(time.Duration(math.Ceil(missing / float64(s.c.pace.Limit()) * float64(time.Second))))
+}
+
 // dispatch gives the workers what they can take.
 func (s *session) dispatch(now time.Time) {
-	for s.mayDeliver() {
+	for s.mayDeliver() && !s.nextPace(now).After(now) {
 		it, ok := s.queue.Next(now)
 		if !ok {
 			return
+		}
+		if s.c.pace != nil {
+			s.c.pace.AllowN(now, 1)
 		}
 		s.jobs <- it.Value
 	}
@@ -465,7 +483,11 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		Class: deadletter.OfAttempt(res.Class), Reason: res.Reason, EventID: e.ID,
 		Attempts: h.attempts, LastStatus: h.lastStatus, First: h.first, Last: h.last,
 	}
-	switch res.Class.Verdict() {
+	verdict := res.Class.Verdict()
+	if s.c.Hook.RetryRejected && res.Class == deliver.Rejected {
+		verdict = deliver.Retry
+	}
+	switch verdict {
 	case deliver.Done:
 		s.close(ctx, s.queue.Done(e.PartitionKey))
 	case deliver.Dead:

@@ -10,8 +10,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Class says how an attempt went. It is a metric label: the set is closed.
@@ -96,11 +99,20 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 		invalid     x509.CertificateInvalidError
 		certificate *tls.CertificateVerificationError
 		record      tls.RecordHeaderError
+		proxy       *proxyError
 	)
 	if errors.As(err, &urlError) {
 		err = urlError.Err
 	}
 	switch {
+	case errors.As(err, &proxy):
+		return Network, proxy.Error()
+	case errors.As(err, &op) && op.Op == "proxyconnect": // how net/http reports what is on this side of a proxy
+		class, reason := classifyError(op.Err, redact)
+		return class, "on the way to the proxy: " + reason
+	case errors.As(err, &op) && op.Op == "socks connect":
+		class, reason := classifyError(op.Err, redact)
+		return class, "through the proxy: " + reason
 	case errors.As(err, &blocked):
 		return Blocked, blocked.Error()
 	case errors.Is(err, context.Canceled):
@@ -114,17 +126,20 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 		}
 		return DNS, "the host's name could not be looked up"
 	case errors.As(err, &authority):
-		return TLS, "the certificate is signed by an unknown authority"
+		return TLS, "the certificate is signed by an unknown authority: set ca_file to the authority's certificate"
 	case errors.As(err, &hostname):
-		return TLS, "the certificate is for another host"
+		return TLS, "the certificate is for another host: " + redact(namesOf(hostname.Certificate))
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return TLS, "the certificate has expired or is not valid yet"
+		if from := invalid.Cert.NotBefore; time.Now().Before(from) {
+			return TLS, "the certificate is not valid before " + from.UTC().Format(time.RFC3339)
+		}
+		return TLS, "the certificate has expired, since " + invalid.Cert.NotAfter.UTC().Format(time.RFC3339)
 	case errors.As(err, &certificate):
 		return TLS, "the certificate is not valid"
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return TLS, "the host does not speak TLS on this port"
 	case errors.As(err, &op) && op.Op == "remote error": // how crypto/tls reports an alert
-		return TLS, "the host refused the TLS handshake"
+		return TLS, "the host refused the TLS handshake: " + strings.TrimPrefix(op.Err.Error(), "tls: ") // a closed set of words
 	case errors.As(err, &op) && op.Op == "dial" && op.Timeout():
 		return Timeout, "no connection in time"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netError) && netError.Timeout():
@@ -141,3 +156,28 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 	}
 	return Network, "the request failed: " + redact(err.Error())
 }
+
+// namesOf tells for which hosts a certificate is. Its names are foreign text.
+func namesOf(c *x509.Certificate) string {
+	const most = 3
+	names := slices.Clone(c.DNSNames)
+	for _, ip := range c.IPAddresses {
+		names = append(names, ip.String())
+	}
+	if len(names) == 0 {
+		return "it names none (subjectAltName is missing)"
+	}
+	more := ""
+	if len(names) > most {
+		more = fmt.Sprintf(" and %d more", len(names)-most)
+		names = names[:most]
+	}
+	for i, name := range names {
+		if !certName.MatchString(name) {
+			names[i] = "an odd name"
+		}
+	}
+	return "it is for " + strings.Join(names, ", ") + more
+}
+
+var certName = regexp.MustCompile(`^[A-Za-z0-9.:*_-]{1,100}$`)

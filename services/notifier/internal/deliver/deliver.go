@@ -5,10 +5,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -25,15 +26,16 @@ const (
 	DefaultTimeout = 15 * time.Second
 	// DefaultConcurrency is the number of attempts that run at a time.
 	DefaultConcurrency = 16
+	// DefaultConnectTimeout bounds the connecting, and then the TLS handshake.
+	DefaultConnectTimeout = 5 * time.Second
 
-	connectTimeout = 5 * time.Second
-	maxDrain       = 64 << 10 // bytes of an answer that are read, so that the connection can be used again
-	maxAnswer      = 2 << 10  // bytes of an answer that are kept
-	maxHeader      = 64 << 10 // bytes of an answer's header
-	pingAfter      = 30 * time.Second
+	maxDrain  = 64 << 10 // bytes of an answer that are read, so that the connection can be used again
+	maxAnswer = 2 << 10  // bytes of an answer that are kept
+	maxHeader = 64 << 10 // bytes of an answer's header
+	pingAfter = 30 * time.Second
 )
 
-// Target is where a hook's requests go. The URL and the header values are secrets.
+// Target is where a hook's requests go, and how. The URL, the header values, the key and the proxy are secrets.
 type Target struct {
 	URL     string // http or https
 	Secrets []sign.Secret
@@ -41,6 +43,12 @@ type Target struct {
 	Header  map[string]string // added to each request
 	// Concurrency is the number of attempts that may run at a time: so many idle connections are kept. 0 is DefaultConcurrency.
 	Concurrency int
+
+	ConnectTimeout time.Duration // 0 is DefaultConnectTimeout
+	CA             []byte        // PEM; instead of the system's authorities when not empty
+	Cert, Key      []byte        // PEM; of the client certificate, none when empty
+	Proxy          string        // http, https or socks5 URL; empty is none. It may have a user and a password
+	PublicOnly     bool          // no loopback and no private address is dialled
 }
 
 // Format prints a mark in the target's place, whatever the verb.
@@ -52,6 +60,7 @@ type Sender struct {
 	url       *url.URL
 	userAgent string
 	client    *http.Client
+	proxied   bool
 	secrets   []string // what must not show in reasons and answers
 }
 
@@ -83,31 +92,43 @@ func New(t Target, version string) (*Sender, error) {
 	if t.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("timeout is %s, want more than 0", t.Timeout))
 	}
+	if t.ConnectTimeout < 0 {
+		errs = append(errs, fmt.Errorf("connect timeout is %s, want more than 0", t.ConnectTimeout))
+	}
+	var roots *x509.CertPool
+	if len(t.CA) > 0 {
+		if roots, err = ParseCA(t.CA); err != nil {
+			errs = append(errs, fmt.Errorf("ca: %w", err))
+		}
+	}
+	var own []tls.Certificate
+	if len(t.Cert)+len(t.Key) > 0 {
+		c, err := ParseClient(t.Cert, t.Key)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("client certificate: %w", err))
+		}
+		own = append(own, c)
+	}
+	var proxy *url.URL
+	if t.Proxy != "" {
+		if proxy, err = ParseProxy(t.Proxy); err != nil {
+			errs = append(errs, fmt.Errorf("proxy: %w", err))
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	t.Timeout = cmp.Or(t.Timeout, DefaultTimeout)
 	t.Concurrency = cmp.Or(t.Concurrency, DefaultConcurrency)
-	dialer := &net.Dialer{Timeout: connectTimeout, Control: guard}
 	return &Sender{
 		target:    t,
 		url:       u,
 		userAgent: "wgherald/" + version,
-		secrets:   secretParts(u, t.Header),
+		proxied:   proxy != nil,
+		secrets:   secretParts(u, proxy, t.Header),
 		client: &http.Client{
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport: &http.Transport{
-				DialContext:            dialer.DialContext,
-				TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-				TLSHandshakeTimeout:    connectTimeout,
-				MaxIdleConnsPerHost:    t.Concurrency,
-				IdleConnTimeout:        90 * time.Second,
-				MaxResponseHeaderBytes: maxHeader,
-				DisableCompression:     true, // the answer is hardly looked at, and unpacking has no bound
-				ForceAttemptHTTP2:      true,
-				// One HTTP/2 connection carries all attempts: without pings a dead one would be used until the kernel gives it up.
-				HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter},
-			},
+			Transport:     newTransport(t, roots, own, proxy),
 		},
 	}, nil
 }
@@ -169,6 +190,9 @@ func (s *Sender) send(ctx context.Context, now time.Time, id string, r render.Re
 
 	res := Result{Status: resp.StatusCode, Answer: answer}
 	res.Class, res.Reason = classifyStatus(resp.StatusCode)
+	if s.proxied && resp.StatusCode == http.StatusProxyAuthRequired {
+		res.Class, res.Reason = Network, (&proxyError{resp.StatusCode}).Error()
+	}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
 		res.RetryAfter = retry.ParseAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
@@ -201,7 +225,7 @@ func (s *Sender) redact(text string) string {
 
 // secretParts returns what could give away a URL or a header, longest first: whole, and in pieces, because whoever echoes them may escape what is
 // between. Short pieces are words such as "hooks" and tell nothing.
-func secretParts(u *url.URL, header map[string]string) []string {
+func secretParts(u, proxy *url.URL, header map[string]string) []string {
 	const short = 6
 	var parts []string
 	add := func(part string) {
@@ -225,16 +249,24 @@ func secretParts(u *url.URL, header map[string]string) []string {
 			add(value)
 		}
 	}
-	if u.User != nil {
+	for _, u := range []*url.URL{u, proxy} {
+		if u == nil || u.User == nil {
+			continue
+		}
 		add(u.User.String())
 		if password, ok := u.User.Password(); ok {
 			add(password)
+			add(base64.StdEncoding.EncodeToString([]byte(u.User.Username() + ":" + password))) // as the receiver gets it
 		}
 	}
 	for _, value := range header {
 		add(value)
 		for word := range strings.FieldsSeq(value) { // "Bearer …"
 			add(word)
+			if plain, err := base64.StdEncoding.DecodeString(word); err == nil { // "Basic …"
+				_, password, _ := strings.Cut(string(plain), ":")
+				add(password)
+			}
 		}
 	}
 	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) })

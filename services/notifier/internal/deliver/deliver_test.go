@@ -398,7 +398,7 @@ func TestGuard(t *testing.T) {
 		{"2002:cb00:7107::1", true},
 	} {
 		address := netip.AddrPortFrom(netip.MustParseAddr(tt.address), 443).String()
-		if err := guard("tcp", address, nil); (err == nil) != tt.allowed {
+		if err := guard(false)("tcp", address, nil); (err == nil) != tt.allowed {
 			t.Errorf("%s: %v, want allowed %t", tt.address, err, tt.allowed)
 		}
 	}

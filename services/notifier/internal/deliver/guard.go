@@ -3,6 +3,7 @@ package deliver
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 )
 
@@ -21,6 +22,16 @@ var forbidden = []struct {
 	{netip.MustParsePrefix("168.63.129.16/32"), "metadata service"},   // Azure
 }
 
+// private lists what a hook with PublicOnly cannot have beside: addresses that are not of the public Internet.
+var private = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("::/128"), // this host, as Linux dials it
+	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), // RFC 1918
+	netip.MustParsePrefix("100.64.0.0/10"), // RFC 6598, of carriers
+	netip.MustParsePrefix("fc00::/7"),      // RFC 4193
+	netip.MustParsePrefix("fec0::/10"),     // RFC 3879, no longer in use
+}
+
 var (
 	nat64  = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052
 	sixTo4 = netip.MustParsePrefix("2002::/16")    // RFC 3056
@@ -30,22 +41,28 @@ var (
 type blockedError struct{ what string }
 
 func (e *blockedError) Error() string {
-	return fmt.Sprintf("the host's name leads to a %s address, which is never dialled", e.what)
+	return fmt.Sprintf("the host's name leads to a %s address, which is not dialled", e.what)
 }
 
-// guard refuses forbidden addresses. It is a net.Dialer.Control: it sees the address itself, after resolution, so that no name leads around it.
-func guard(_, address string, _ syscall.RawConn) error {
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return &blockedError{"malformed"}
-	}
-	addr := innermost(ap.Addr())
-	for _, f := range forbidden {
-		if f.prefix.Contains(addr) {
-			return &blockedError{f.what}
+// guard returns a net.Dialer.Control that refuses forbidden addresses, and private ones where only public ones are allowed. It sees the address itself, after
+// resolution, so that no name leads around it.
+func guard(publicOnly bool) func(network, address string, _ syscall.RawConn) error {
+	return func(_, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return &blockedError{"malformed"}
 		}
+		addr := innermost(ap.Addr())
+		for _, f := range forbidden {
+			if f.prefix.Contains(addr) {
+				return &blockedError{f.what}
+			}
+		}
+		if publicOnly && slices.ContainsFunc(private, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+			return &blockedError{"private"}
+		}
+		return nil
 	}
-	return nil
 }
 
 // innermost returns the IPv4 address that an IPv6 address stands for (mapped, NAT64, 6to4), or the address itself without zone.

@@ -7,6 +7,7 @@ package route
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -22,11 +23,16 @@ type Rules struct {
 	Interfaces []string // probe events have none and match no pattern
 	Peers      []string // names or public keys; events that are not about a peer match no pattern
 	Tags       []string // of the peer; one of its tags must match
+	// Endpoints are networks in CIDR form, or single addresses. One of the endpoints that the event names must lie in one of them: where the peer is, or, when
+	// it roamed, where it was. Of an endpoint that is told as a prefix only, the whole prefix must. Events without an endpoint match none.
+	Endpoints []string
 }
 
 // Filter is compiled Rules. The zero Filter wants everything.
 type Filter struct {
 	types, nodes, interfaces, peers, tags list
+
+	endpoints []netip.Prefix
 }
 
 // Compile checks the rules once. The error names every pattern that is wrong, and every type pattern that no event of the catalogue matches, which
@@ -62,10 +68,38 @@ func Compile(r Rules) (Filter, error) {
 			*field.to = append(*field.to, compiled)
 		}
 	}
+	for _, text := range r.Endpoints {
+		network, err := parseNetwork(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("endpoints: %w", err))
+			continue
+		}
+		f.endpoints = append(f.endpoints, network)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return Filter{}, err
 	}
 	return f, nil
+}
+
+// parseNetwork reads a CIDR or an address. Bits beyond the prefix are refused: whoever writes 10.0.0.7/8 may mean either.
+func parseNetwork(text string) (netip.Prefix, error) {
+	network, err := netip.ParsePrefix(text)
+	if err != nil {
+		addr, err := netip.ParseAddr(text)
+		if err != nil || addr.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%.50q is neither a network, such as 203.0.113.0/24, nor an address", text)
+		}
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	if masked := network.Masked(); network != masked {
+		return netip.Prefix{}, fmt.Errorf("%s has bits beyond its prefix: want %s or %s", network, masked, network.Addr())
+	}
+	if network.Addr().Is4In6() {
+		return netip.Prefix{}, fmt.Errorf("%s: write it as an IPv4 network", network)
+	}
+	return network, nil
 }
 
 // Wants reports whether e passes the filter.
@@ -75,7 +109,8 @@ func (f Filter) Wants(e *events.Event) bool {
 		(f.nodes == nil || f.nodes.match(c.Node)) &&
 		(f.interfaces == nil || c.Interface != "" && f.interfaces.match(c.Interface)) &&
 		(f.peers == nil || f.matchPeer(e)) &&
-		(f.tags == nil || f.matchTag(e))
+		(f.tags == nil || f.matchTag(e)) &&
+		(f.endpoints == nil || slices.ContainsFunc(endpointsOf(e), f.matchEndpoint))
 }
 
 func (f Filter) matchPeer(e *events.Event) bool {
@@ -90,6 +125,35 @@ func (f Filter) matchPeer(e *events.Event) bool {
 func (f Filter) matchTag(e *events.Event) bool {
 	p := e.Peer()
 	return p != nil && slices.ContainsFunc(p.Tags, f.tags.match)
+}
+
+// endpointsOf returns every endpoint that an event names.
+func endpointsOf(e *events.Event) []string {
+	var all []string
+	if p := e.Peer(); p != nil {
+		all = append(all, p.Endpoint)
+	}
+	switch d := e.Data.(type) {
+	case *events.Roamed:
+		all = append(all, d.From, d.To)
+	case *events.Rejected:
+		all = append(all, d.Endpoint)
+	}
+	return all
+}
+
+// matchEndpoint reports whether an endpoint lies in one of the networks for certain.
+func (f Filter) matchEndpoint(endpoint string) bool {
+	var at netip.Prefix
+	if ap, err := netip.ParseAddrPort(endpoint); err == nil {
+		addr := ap.Addr().Unmap().WithZone("")
+		at = netip.PrefixFrom(addr, addr.BitLen())
+	} else if at, err = netip.ParsePrefix(endpoint); err != nil {
+		return false
+	}
+	return slices.ContainsFunc(f.endpoints, func(network netip.Prefix) bool {
+		return network.Bits() <= at.Bits() && network.Contains(at.Addr())
+	})
 }
 
 // list holds escaped patterns that were checked by Compile.

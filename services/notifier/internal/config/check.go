@@ -1,0 +1,124 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
+	"github.com/wgherald/wgherald/services/notifier/internal/render"
+)
+
+// Check reads a hooks file as Load does, with the files that it names. Its error is Problems: all of them.
+func Check(path string) ([]Hook, []string, error) {
+	l := loader{read: readFile}
+	hooks := l.hooksFile("", path, map[string]string{})
+	if len(l.problems) > 0 {
+		return nil, l.warnings, l.problems
+	}
+	return hooks, l.warnings, nil
+}
+
+// Describe prints what each hook does, in a table. It shows scheme and host of a URL, names of headers and numbers of secrets, and nothing else of them.
+func Describe(w io.Writer, hooks []Hook) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "HOOK\tTO\tFORMAT\tSIGNED\tWITH\tTIMEOUT\tRETRY\tLIMIT\tEVENTS")
+	for _, h := range hooks {
+		row := []string{h.Name, Redact(h.URL.Reveal()), h.describeFormat(), h.describeSigned(), h.describeWay(), h.describeTime(), h.describeRetry(), h.describeLimit(), h.describeEvents()}
+		for i, cell := range row {
+			row[i] = strings.Map(func(r rune) rune { // a tab or a line break would look like another cell
+				if unicode.IsPrint(r) {
+					return r
+				}
+				return '?'
+			}, cell)
+		}
+		fmt.Fprintln(table, strings.Join(row, "\t"))
+	}
+	return table.Flush()
+}
+
+func (h Hook) describeFormat() string {
+	text := cmp.Or(h.Format, render.Names[0])
+	if h.Template.Reveal() != "" {
+		text = "template, " + h.ContentType
+	}
+	if len(h.Redact) > 0 {
+		text += ", without " + strings.Join(h.Redact, " ")
+	}
+	return text
+}
+
+func (h Hook) describeSigned() string {
+	switch n := len(h.Secrets); n {
+	case 0:
+		return "no"
+	case 1:
+		return "yes"
+	default:
+		return fmt.Sprintf("by %d secrets", n)
+	}
+}
+
+func (h Hook) describeWay() string {
+	var with []string
+	if names := slices.Sorted(maps.Keys(h.Headers)); names != nil {
+		with = append(with, "headers "+strings.Join(names, " "))
+	}
+	if h.CA != "" {
+		with = append(with, "own authorities")
+	}
+	if h.Cert != "" {
+		with = append(with, "client certificate")
+	}
+	if proxy := h.Proxy.Reveal(); proxy != "" {
+		with = append(with, "proxy "+Redact(proxy))
+	}
+	if h.PublicOnly {
+		with = append(with, "public addresses only")
+	}
+	return cmp.Or(strings.Join(with, ", "), "-")
+}
+
+func (h Hook) describeTime() string {
+	return fmt.Sprintf("%s, to connect %s", h.Timeout, cmp.Or(h.ConnectTimeout, deliver.DefaultConnectTimeout))
+}
+
+func (h Hook) describeRetry() string {
+	r := h.Schedule()
+	text := fmt.Sprintf("%s ×%g to %s ±%.3g%%, until %s", r.Initial, r.Factor, r.Max, 100*r.Jitter, r.GiveUp)
+	if h.Other4xx {
+		text += ", other 4xx too"
+	}
+	return text
+}
+
+func (h Hook) describeLimit() string {
+	text := fmt.Sprintf("%d at a time", cmp.Or(h.Concurrency, deliver.DefaultConcurrency))
+	if h.Rate > 0 {
+		text += fmt.Sprintf(", one in %s", time.Duration(float64(time.Second)/h.Rate).Round(time.Microsecond))
+	}
+	return text
+}
+
+func (h Hook) describeEvents() string {
+	var lists []string
+	for _, f := range []struct {
+		name     string
+		patterns []string
+	}{
+		{"types", h.Rules.Types}, {"nodes", h.Rules.Nodes}, {"interfaces", h.Rules.Interfaces},
+		{"peers", h.Rules.Peers}, {"tags", h.Rules.Tags}, {"endpoints", h.Rules.Endpoints},
+	} {
+		if len(f.patterns) > 0 {
+			lists = append(lists, f.name+" "+strings.Join(f.patterns, " "))
+		}
+	}
+	return cmp.Or(strings.Join(lists, "; "), "all")
+}
