@@ -12,6 +12,8 @@ import (
 const (
 	floodPeers = 100
 	floodFor   = 10 * time.Second
+	// leadFor is for how long there is a flood before the one that is measured: what the first of a kind makes the probe take and keep is no growth.
+	leadFor = 3 * time.Second
 
 	aimFloodConnect = time.Second
 	// aimFloodGrowth is how much more may be resident after a flood to call the memory flat: what Go's garbage collector leaves from one time to the next.
@@ -41,6 +43,11 @@ func (c *crowded) flood(ctx context.Context) error {
 		}
 		if scout.stored.IsZero() {
 			return fmt.Errorf("%s: the probe does not tell of a peer that connects before the flood", f.name)
+		}
+		lead := f.flood
+		lead.For = leadFor
+		if _, err := c.crowd.Flood(ctx, lead); err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		if err := sleep(ctx, settleFor); err != nil {
 			return err
@@ -95,7 +102,7 @@ func (c *crowded) flood(ctx context.Context) error {
 			told, fmt.Sprintf("aim: ≤ %v  %s", aimFloodConnect, met(inTime)),
 			fmt.Sprintf("%.0f %% of a core", 100*u.share(u.machine-u.ours))))
 	}
-	table(c.out, fmt.Sprintf("%d peers configured, packets like initiations for %v each; flat: at most %d MiB more", floodPeers, floodFor, aimFloodGrowth/mib), rows...)
+	table(c.out, fmt.Sprintf("%d peers configured, packets like initiations for %v each, after %v of the same; flat: at most %d MiB more", floodPeers, floodFor, leadFor, aimFloodGrowth/mib), rows...)
 	return nil
 }
 
