@@ -29,7 +29,7 @@ type ear struct {
 	metrics *telemetry.Metrics
 	targets atomic.Pointer[[]target]
 	out     chan<- heard
-	missed  atomic.Bool // a message was dropped
+	missed  chan struct{} // gets a value when a message was dropped
 
 	began      time.Time // of the gate's clock
 	gate       *limit.Gate
@@ -69,7 +69,7 @@ func newEar(metrics *telemetry.Metrics, out chan<- heard) *ear {
 	if err != nil {
 		panic(err) // the size is positive
 	}
-	e := &ear{metrics: metrics, out: out, began: time.Now(), gate: limit.NewGate(), initiators: initiators, skipped: map[string]time.Time{}}
+	e := &ear{metrics: metrics, out: out, missed: make(chan struct{}, 1), began: time.Now(), gate: limit.NewGate(), initiators: initiators, skipped: map[string]time.Time{}}
 	e.targets.Store(&[]target{})
 	return e
 }
@@ -173,6 +173,9 @@ func (e *ear) pass(h heard) {
 	case e.out <- h:
 	default:
 		e.metrics.Overflow()
-		e.missed.Store(true)
+		select {
+		case e.missed <- struct{}{}:
+		default: // a value that says the same waits there
+		}
 	}
 }

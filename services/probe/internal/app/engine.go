@@ -25,8 +25,6 @@ import (
 const (
 	// namesInterval is how often the name files are looked at for a change.
 	namesInterval = 2 * time.Second
-	// progressInterval is how often progress without an event is stored, and that the probe is alive.
-	progressInterval = time.Minute
 )
 
 // engineConfig is what an engine works with.
@@ -106,6 +104,7 @@ func newEngine(c engineConfig) *engine {
 			return n.Name, n.Tags
 		},
 		BootID:       c.bootID,
+		Alive:        c.saved.Alive,
 		OfflineAfter: c.cfg.OfflineAfter,
 		Silence:      c.cfg.Silence,
 	}, interfaces, c.saved.Peers, c.saved.Keys)
@@ -169,16 +168,15 @@ func (e *engine) run(ctx, tasks context.Context) error {
 			e.enumerate()
 		case <-e.lost:
 			e.lookAtAll()
+		case <-e.ear.missed:
+			e.lookAtAll()
 		case <-nameTicks.C:
 			if e.names.Changed() {
 				e.loadNames()
 			}
-			if e.ear.missed.Swap(false) {
-				e.lookAtAll()
-			}
 		case <-timer.C:
 		}
-		if t := now(); e.tracker.Urgent() || t.Boot-e.lastCommit.Boot >= progressInterval {
+		if t := now(); e.tracker.Urgent() || t.Boot-e.lastCommit.Boot >= tracker.StoreInterval {
 			if err := e.commit(t); err != nil {
 				return err
 			}
@@ -199,7 +197,7 @@ func (e *engine) sayStarted() {
 	t := e.startedAt
 	s := &events.Started{
 		Common: events.Common{Node: e.cfg.Node, DetectedAt: t.Wall}, Version: e.version, PublicKey: e.publicKey,
-		Trigger: e.trigger, Interfaces: e.cfg.Globs, BlindSince: e.saved.AliveAt,
+		Trigger: e.trigger, Interfaces: e.cfg.Globs, BlindSince: e.saved.Alive.Wall,
 	}
 	if !s.BlindSince.IsZero() {
 		s.BlindSeconds = int64(max(0, t.Wall.Sub(s.BlindSince)) / time.Second)
@@ -291,15 +289,9 @@ func (e *engine) note(t tracker.Now, h heard) {
 	switch h.note {
 	case noteInitiation:
 		a := e.tracker.Knock(t, tracker.Knock{Interface: h.name, Key: h.key, Src: h.src, Timestamp: h.stamp})
-		e.metrics.Initiation(outcome(a))
-		switch {
-		case a.Awaited:
-			d.schedule.Initiation(t.Boot, h.src)
-			if a.LookAt > 0 {
-				d.schedule.Soon(a.LookAt)
-			}
-		case a.Pending:
-			d.schedule.Doubt(t.Boot)
+		d.schedule.Knocked(t.Boot, h.src, a)
+		if a.Heard {
+			e.metrics.Initiation(outcome(a))
 		}
 	case noteUnopened:
 		if h.src.IsValid() {
@@ -338,7 +330,7 @@ func outcome(a tracker.Answer) telemetry.Outcome {
 // untilNext returns how long nothing is due.
 func (e *engine) untilNext() time.Duration {
 	t := now().Boot
-	wait := e.lastCommit.Boot + progressInterval - t
+	wait := e.lastCommit.Boot + tracker.StoreInterval - t
 	for _, d := range e.watched {
 		if !d.asking {
 			wait = min(wait, d.schedule.Next()-t)
@@ -355,6 +347,7 @@ func (e *engine) ask(ctx context.Context) {
 			continue
 		}
 		d.asking = true
+		d.schedule.Asked(t)
 		link := d.link
 		e.asking.Go(func() {
 			a := answer{name: name, from: d, asked: now()}
@@ -410,7 +403,7 @@ func (e *engine) take(a answer) {
 func (e *engine) commit(t tracker.Now) error {
 	batch := e.tracker.Take(t)
 	began := time.Now()
-	if err := e.outbox.Commit(batch, t.Wall); err != nil {
+	if err := e.outbox.Commit(batch, t); err != nil {
 		return fmt.Errorf("store %d events: %w", len(batch.Facts), err)
 	}
 	e.lastCommit = t

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -19,6 +20,7 @@ import (
 	"github.com/wgherald/wgherald/services/probe/internal/publish"
 	"github.com/wgherald/wgherald/services/probe/internal/telemetry"
 	"github.com/wgherald/wgherald/services/probe/internal/tracker"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 	"github.com/wgherald/wgherald/services/probe/internal/wgstate"
 )
 
@@ -195,5 +197,91 @@ func TestObserved(t *testing.T) {
 	}
 	if diff := cmp.Diff(fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestNote: what a message makes of the next look at its interface. The device has a peer that is connected and one that is not.
+func TestNote(t *testing.T) {
+	t.Parallel()
+	const ms = time.Millisecond
+	connected, other := netip.MustParseAddrPort("203.0.113.1:1"), netip.MustParseAddrPort("203.0.113.2:2")
+	stranger := netip.MustParseAddrPort("203.0.113.3:3")
+	began := now()
+	stamp := func(n byte) (s wgmsg.Timestamp) {
+		binary.BigEndian.PutUint64(s[:], 1<<62+10+uint64(began.Wall.Unix()))
+		s[11] = n
+		return s
+	}
+	for name, tt := range map[string]struct {
+		heard []heard
+		want  time.Duration // until the next look; 0 is at once, an hour none but the one without cause
+	}{
+		"nothing":                              {nil, time.Hour},
+		"an initiation of who is disconnected": {[]heard{{noteInitiation, "wg0", other, events.Key{2}, stamp(1)}}, 64 * ms},
+		"and its first data": {[]heard{
+			{noteInitiation, "wg0", other, events.Key{2}, stamp(1)}, {note: noteFirstData, src: other},
+		}, 0},
+		"first data of somebody else":           {[]heard{{noteInitiation, "wg0", other, events.Key{2}, stamp(1)}, {note: noteFirstData, src: stranger}}, 64 * ms},
+		"who is connected renews its keys":      {[]heard{{noteInitiation, "wg0", connected, events.Key{1}, stamp(1)}, {note: noteFirstData, src: connected}}, time.Hour},
+		"a key that is not known":               {[]heard{{noteInitiation, "wg0", stranger, events.Key{3}, stamp(1)}}, 0},
+		"an initiation for one of several":      {[]heard{{note: noteUnopened, name: "wg0", src: stranger}}, 64 * ms},
+		"one that was skipped":                  {[]heard{{note: noteUnopened, name: "wg0"}}, 500 * ms},
+		"who is disconnected responds":          {[]heard{{note: noteResponse, name: "wg0", src: other}}, 0},
+		"who is connected responds":             {[]heard{{note: noteResponse, name: "wg0", src: connected}}, time.Hour},
+		"a response from where nobody is":       {[]heard{{note: noteResponse, name: "wg0", src: stranger}}, 0},
+		"what is for an interface that is gone": {[]heard{{noteInitiation, "wg9", other, events.Key{2}, stamp(1)}}, time.Hour},
+		"a recording of who is disconnected":    {[]heard{{noteInitiation, "wg0", connected, events.Key{1}, stamp(2)}, {noteInitiation, "wg0", other, events.Key{1}, stamp(1)}}, time.Hour},
+	} {
+		e, _ := newTestEngine(t, t.TempDir())
+		d := &device{schedule: tracker.NewSchedule(began.Boot, true)}
+		e.watched["wg0"] = d
+		e.take(answer{name: "wg0", from: d, asked: began, answered: began, found: wgstate.Device{
+			Name: "wg0", Ifindex: 5, Up: true, PublicKey: events.Key{9}, Peers: []wgstate.Peer{
+				{PublicKey: events.Key{1}, Endpoint: connected, LastHandshake: began.Wall}, {PublicKey: events.Key{2}, Endpoint: other},
+			},
+		}})
+		for _, h := range tt.heard {
+			e.note(began, h)
+		}
+		got := d.schedule.Next() - began.Boot
+		if got >= tracker.SampleInterval {
+			got = time.Hour
+		}
+		if got != tt.want {
+			t.Errorf("%s: the next look is %v away, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// TestLostPackets: whatever was lost, on the way to the engine or before, a look makes up for it within half a second.
+func TestLostPackets(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	began := now()
+	d := &device{schedule: tracker.NewSchedule(began.Boot, true)}
+	d.schedule.Looked(began.Boot, began.Boot, 0, tracker.Seen{})
+	e.watched["wg0"] = d
+	e.lookAtAll()
+	if wait := d.schedule.Next() - began.Boot; wait > time.Second {
+		t.Errorf("the next look is %v away", wait)
+	}
+
+	lost := make(chan struct{}, 1)
+	e.lost = lost
+	lost <- struct{}{}
+	e.ear.missed <- struct{}{}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- e.run(ctx, ctx) }()
+	for len(lost)+len(e.ear.missed) > 0 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond) // until the engine has heard of both
+	}
+	if ctx.Err() != nil {
+		t.Error("the engine does not hear of it")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
 	}
 }

@@ -49,7 +49,7 @@ func child(dir string) error {
 			batch.Peers = []tracker.PeerState{{Interface: "wg0", PublicKey: key("A"), RxBytes: n}}
 			batch.Announce = []events.State{s}
 		}
-		if err := ob.Commit(batch, epoch); err != nil {
+		if err := ob.Commit(batch, tracker.Now{Wall: epoch}); err != nil {
 			return err
 		}
 		fmt.Println("committed", n)

@@ -168,15 +168,18 @@ type Saved struct {
 	Interfaces []tracker.InterfaceState
 	Peers      []tracker.PeerState
 	Keys       []tracker.KeyState
-	AliveAt    time.Time // when the earlier run last stored anything; zero on the first start
+	Alive      tracker.Now // when the earlier run last stored anything; zero on the first start
 }
 
 // Load reads what an earlier run left.
 func (o *Outbox) Load() (Saved, error) {
 	var s Saved
 	err := o.db.View(func(tx *bolt.Tx) error {
-		if b := tx.Bucket(bucketMeta).Get(aliveKey); b != nil {
-			s.AliveAt = time.UnixMilli(int64(binary.BigEndian.Uint64(b))).UTC()
+		if b := tx.Bucket(bucketMeta).Get(aliveKey); len(b) >= numberSize {
+			s.Alive.Wall = time.UnixMilli(int64(binary.BigEndian.Uint64(b))).UTC()
+			if len(b) == 2*numberSize {
+				s.Alive.Boot = time.Duration(binary.BigEndian.Uint64(b[numberSize:]))
+			}
 		}
 		return errors.Join(
 			tx.Bucket(bucketInterfaces).ForEach(func(k, v []byte) error { return appendJSON(&s.Interfaces, k, v) }),
@@ -211,7 +214,7 @@ func (o *Outbox) Depth() int { return int(o.depth.Load()) }
 
 // Commit stores a batch: it numbers and encodes its facts, and stores them with the states in one transaction that is on disk when Commit returns.
 // now is remembered as the last time that the probe is known to have watched. After an error nothing of the batch is stored.
-func (o *Outbox) Commit(b tracker.Batch, now time.Time) error {
+func (o *Outbox) Commit(b tracker.Batch, now tracker.Now) error {
 	err := o.update(func(tx *bolt.Tx) error {
 		last := map[string]lastEvent{}
 		for _, f := range b.Facts {
@@ -260,7 +263,7 @@ func (o *Outbox) Commit(b tracker.Batch, now time.Time) error {
 				}
 			}
 		}
-		return tx.Bucket(bucketMeta).Put(aliveKey, number(uint64(now.UnixMilli())))
+		return tx.Bucket(bucketMeta).Put(aliveKey, append(number(uint64(now.Wall.UnixMilli())), number(uint64(now.Boot))...))
 	})
 	if err != nil {
 		return err

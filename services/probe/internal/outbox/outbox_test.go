@@ -35,7 +35,7 @@ func open(t testing.TB, dir string) *outbox.Outbox {
 
 func commit(t testing.TB, ob *outbox.Outbox, b tracker.Batch) {
 	t.Helper()
-	if err := ob.Commit(b, epoch); err != nil {
+	if err := ob.Commit(b, tracker.Now{Wall: epoch}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -150,12 +150,12 @@ func TestBadBatchLeavesNothing(t *testing.T) {
 		Facts:      []tracker.Fact{added("A"), bad},
 		Interfaces: []tracker.InterfaceState{{Name: "wg0"}},
 		Announce:   []events.State{state("A")},
-	}, epoch)
+	}, tracker.Now{Wall: epoch})
 	if err == nil || !strings.Contains(err.Error(), "time is missing") {
 		t.Fatalf("error: %v", err)
 	}
 	saved, err := ob.Load()
-	if err != nil || len(saved.Interfaces) != 0 || !saved.AliveAt.IsZero() || ob.Depth() != 0 || len(queued(t, ob)) != 0 || len(dirty(t, ob)) != 0 {
+	if err != nil || len(saved.Interfaces) != 0 || saved.Alive != (tracker.Now{}) || ob.Depth() != 0 || len(queued(t, ob)) != 0 || len(dirty(t, ob)) != 0 {
 		t.Errorf("something was stored: %+v, %v", saved, err)
 	}
 	commit(t, ob, tracker.Batch{Facts: []tracker.Fact{added("A")}})
@@ -185,7 +185,7 @@ func TestLoad(t *testing.T) {
 	wg0 := tracker.InterfaceState{Name: "wg0", Ifindex: 7, Up: true, PublicKey: key("wg0"), ListenPort: 51820}
 	commit(t, ob, tracker.Batch{Interfaces: []tracker.InterfaceState{wg0}, Peers: []tracker.PeerState{p, gone, other}})
 	commit(t, ob, tracker.Batch{Removed: []tracker.PeerID{{Interface: "wg0", Key: key("B")}}})
-	if err := ob.Commit(tracker.Batch{}, epoch.Add(time.Minute)); err != nil {
+	if err := ob.Commit(tracker.Batch{}, tracker.Now{Wall: epoch.Add(time.Minute), Boot: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 	if err := ob.Close(); err != nil {
@@ -195,7 +195,7 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := outbox.Saved{Interfaces: []tracker.InterfaceState{wg0}, Peers: []tracker.PeerState{p, other}, AliveAt: epoch.Add(time.Minute)}
+	want := outbox.Saved{Interfaces: []tracker.InterfaceState{wg0}, Peers: []tracker.PeerState{p, other}, Alive: tracker.Now{Wall: epoch.Add(time.Minute), Boot: time.Hour}}
 	opts := cmp.Options{cmp.Comparer(func(a, b tracker.PeerState) bool { return fmt.Sprintf("%+v", flat(a)) == fmt.Sprintf("%+v", flat(b)) })}
 	if diff := cmp.Diff(want, got, opts); diff != "" {
 		t.Errorf("loaded (-want +got):\n%s", diff)

@@ -214,7 +214,7 @@ func (b *bench) commit(states bool, names ...string) {
 			batch.Announce = append(batch.Announce, events.State{Node: "vpn-1", Interface: "wg0", Peer: p, UpdatedAt: start})
 		}
 	}
-	if err := b.outbox.Commit(batch, start); err != nil {
+	if err := b.outbox.Commit(batch, tracker.Now{Wall: start}); err != nil {
 		b.t.Error(err)
 	}
 }
@@ -315,7 +315,7 @@ func TestCauseBeforeEffect(t *testing.T) {
 		peers("wg0")
 		peers("wg1")
 		say(&events.Stopped{Common: common("")})
-		if err := b.outbox.Commit(batch, start); err != nil {
+		if err := b.outbox.Commit(batch, tracker.Now{Wall: start}); err != nil {
 			t.Fatal(err)
 		}
 		b.run()
@@ -485,7 +485,7 @@ func TestRemovedPeer(t *testing.T) {
 				Common: events.Common{Node: "vpn 1.a", Interface: "wg0", DetectedAt: start}, Peer: events.Peer{PublicKey: key},
 			}}},
 			Removed: []tracker.PeerID{{Interface: "wg0", Key: key}},
-		}, start)
+		}, tracker.Now{Wall: start})
 		if err == nil {
 			t.Fatal("a node with a space was stored")
 		}
@@ -494,7 +494,7 @@ func TestRemovedPeer(t *testing.T) {
 				Common: events.Common{Node: "vpn.1", Interface: "wg0", DetectedAt: start}, Peer: events.Peer{PublicKey: key},
 			}}},
 			Removed: []tracker.PeerID{{Interface: "wg0", Key: key}},
-		}, start)
+		}, tracker.Now{Wall: start})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -30,8 +30,9 @@ type Knock struct {
 	Timestamp wgmsg.Timestamp
 }
 
-// Answer is what a knock comes to.
+// Answer is what a knock comes to; the zero Answer is that of an interface that listens to nobody.
 type Answer struct {
+	Heard      bool // the interface is up
 	Freshness  Freshness
 	Configured bool // as of the latest look
 	// Awaited is true where a session may come about that is news. A peer that has one renews its keys, which the next look without cause finds early
@@ -64,13 +65,14 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 	if !known || !i.Up {
 		return Answer{}
 	}
-	a := Answer{Freshness: t.strangers.fresh(now, k.Key, k.Timestamp)}
+	a := Answer{Heard: true, Freshness: t.strangers.fresh(now, k.Key, k.Timestamp)}
 	p := i.peers[k.Key]
 	switch {
 	case p != nil:
 		a.Configured, a.Awaited = true, !p.Connected
-		// Any timestamp that the device has not seen may make a session, but only a fresh one is an attempt for certain.
-		if a.Freshness != Replayed {
+		// A timestamp of which strangers keep no note, because it is too far in the future, may be sent again and again: it counts once.
+		if a.Freshness != Replayed && k.Timestamp.Compare(p.tried) > 0 {
+			p.tried = k.Timestamp
 			a.LookAt = p.attempt(now)
 		}
 	case a.Freshness == Fresh:
@@ -85,23 +87,27 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 	return a
 }
 
-// At reports whether a peer of an interface is, or was last, at this address, and whether a session with one there would be news.
+// At reports whether a peer of an interface is, or was last, at this address, and whether a session with the one there would be news.
 func (t *Tracker) At(name string, address netip.AddrPort) (known, awaited bool) {
 	i, watched := t.interfaces[name]
 	if !watched {
 		return false, false
 	}
-	for _, p := range i.peers {
-		if bare(p.Endpoint) == address {
-			known, awaited = true, awaited || !p.Connected
-		}
-	}
-	return known, awaited
+	p, known := i.at[address]
+	return known, known && !p.Connected
 }
 
 // bare returns an endpoint as packets have it: a packet's source has no zone.
 func bare(at netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().WithZone(""), at.Port())
+}
+
+// forgetAttempts ends a stall, or what may become one.
+func (t *Tracker) forgetAttempts(p *PeerState) {
+	if p.Stalled {
+		t.dirty[PeerID{p.Interface, p.PublicKey}] = true
+	}
+	p.Stalled, p.knocking = false, knocking{}
 }
 
 // attempt counts an initiation and returns when a look may find the peer stalled.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // PeerState is what is remembered of a peer between looks and runs.
@@ -60,6 +61,7 @@ type PeerState struct {
 
 	print    [16]byte // of the preshared key, in this run
 	knocking knocking
+	tried    wgmsg.Timestamp // of the latest attempt to come by a session, in this run
 }
 
 // fell reports whether the device counts less than before, or has forgotten a handshake: it is not the peer that was known, only its key.
@@ -67,11 +69,20 @@ func (p *PeerState) fell(o Peer) bool {
 	return o.RxBytes < p.RxBytes || o.TxBytes < p.TxBytes || o.LastHandshake.IsZero() && !p.LastHandshake.IsZero()
 }
 
+// move notes where a peer is. The latest of several that were at one address has it.
+func (i *iface) move(p *PeerState, to netip.AddrPort) {
+	if i.at[bare(p.Endpoint)] == p {
+		delete(i.at, bare(p.Endpoint))
+	}
+	p.Endpoint = to
+	i.at[bare(to)] = p
+}
+
 // take copies what the look found, apart from what decides whether the peer is connected.
-func (p *PeerState) take(o Peer) {
+func (i *iface) take(p *PeerState, o Peer) {
 	p.AllowedIPs, p.Keepalive, p.PresharedKey, p.print = o.AllowedIPs, o.Keepalive, o.PresharedKey.Set, o.PresharedKey.Print
 	if o.Endpoint.IsValid() {
-		p.Endpoint = o.Endpoint
+		i.move(p, o.Endpoint)
 	}
 	p.LastHandshake, p.RxBytes, p.TxBytes = o.LastHandshake, o.RxBytes, o.TxBytes
 }
@@ -120,7 +131,7 @@ func (t *Tracker) observePeers(asked, now Now, i *iface, d Device, baseline bool
 // add begins to remember a peer.
 func (t *Tracker) add(now Now, i *iface, o Peer, baseline bool) *PeerState {
 	p := &PeerState{Interface: i.Name, PublicKey: o.PublicKey}
-	p.take(o)
+	i.take(p, o)
 	p.RxBytes, p.TxBytes = 0, 0
 	p.Signs.blind(now.Boot)
 	if old := i.age(now, o.LastHandshake, false) >= RejectAfterTime; !baseline || !old {
@@ -145,6 +156,9 @@ func (t *Tracker) remove(now Now, i *iface, p *PeerState) {
 	}
 	t.Say(now.Wall, &events.Removed{Common: t.common(now, i), Peer: t.told(p)})
 	delete(i.peers, p.PublicKey)
+	if i.at[bare(p.Endpoint)] == p {
+		delete(i.at, bare(p.Endpoint))
+	}
 	if !t.isConfigured(p.PublicKey) {
 		t.strangers.remove(now, p.PublicKey)
 	}
@@ -183,7 +197,7 @@ func (t *Tracker) reconfigure(now Now, i *iface, p *PeerState, o Peer) {
 	}
 	p.AllowedIPs, p.Keepalive, p.PresharedKey, p.print = o.AllowedIPs, o.Keepalive, o.PresharedKey.Set, o.PresharedKey.Print
 	if c.PresharedKey != "" {
-		p.Stalled, p.knocking = false, knocking{} // if it still does not work, that is news
+		t.forgetAttempts(p) // if it still does not work, that is news
 	}
 	if c != (events.PeerChanges{}) {
 		t.mark(i, p)
@@ -200,12 +214,14 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 	if moved || p.HandshakeBoot == 0 {
 		p.HandshakeBoot = now.Boot - i.age(now, o.LastHandshake, moved)
 	}
-	overdue := now.Boot - p.HandshakeBoot - t.cfg.OfflineAfter
+	// What came after the look was asked for may not be in it, so nothing that ran out since is judged by it.
+	ranOut := asked.Boot-p.HandshakeBoot >= t.cfg.OfflineAfter
 	was, from := p.Connected, p.Endpoint
 	w := window{
 		From: i.lastLook.Boot, To: now.Boot, Rx: o.RxBytes - p.RxBytes, Tx: o.TxBytes - p.TxBytes, Handshake: moved, Keepalive: o.Keepalive,
 	}
 	alive := w.alive()
+	p.Signs.within = t.cfg.OfflineAfter
 	watched := i.looked && !i.blind && i.cause == ""
 	if watched {
 		p.Signs.look(w)
@@ -218,15 +234,15 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 		if alive {
 			p.LastSeen = i.life(now, p.LastSeen.After, o.LastHandshake)
 		}
-	case p.Quiet && (moved && previous-(now.Boot-p.HandshakeBoot) < t.cfg.OfflineAfter || !moved && alive && overdue < 0):
+	case p.Quiet && (moved && previous-(now.Boot-p.HandshakeBoot) < t.cfg.OfflineAfter || !moved && alive && !ranOut):
 		p.resume(now, i, o)
 	case moved:
 		p.begin(now, i, o)
 	}
 	if p.Connected {
-		p.Stalled, p.knocking = false, knocking{}
+		t.forgetAttempts(p)
 	}
-	if p.Quiet && overdue >= 0 {
+	if p.Quiet && ranOut {
 		p.Quiet = false
 		t.dirty[PeerID{i.Name, p.PublicKey}] = true
 	}
@@ -234,7 +250,7 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 	if other || roamed {
 		t.dirty[PeerID{i.Name, p.PublicKey}] = true
 	}
-	p.take(o)
+	i.take(p, o)
 
 	if p.Connected && !was {
 		at := now
@@ -279,8 +295,8 @@ func (p *PeerState) resume(now Now, i *iface, o Peer) {
 // over ends a session that has run out or whose peer is known to be gone, and reports whether it did. Only where somebody watched since the look before
 // does silence mean anything.
 func (t *Tracker) over(asked, now Now, i *iface, p *PeerState, watched bool) bool {
-	if overdue := now.Boot - p.HandshakeBoot - t.cfg.OfflineAfter; overdue >= 0 {
-		t.disconnect(now, i, p, overdue, events.Expired)
+	if asked.Boot-p.HandshakeBoot >= t.cfg.OfflineAfter {
+		t.disconnect(now, i, p, now.Boot-p.HandshakeBoot-t.cfg.OfflineAfter, events.Expired)
 		return true
 	}
 	if !watched || !t.cfg.Silence {
@@ -302,18 +318,21 @@ func (p *PeerState) handshakeAge(now Now) time.Duration {
 	return now.Boot - p.HandshakeBoot
 }
 
-// age returns how long ago a handshake was. The device tells wall time. A handshake that moved is younger than the look before this one. Where the
-// clocks of the two looks show that wall time was stepped in between, it was stepped before the handshake or after it; of the ages that are possible the
-// smaller is taken, so that nobody is disconnected early.
+// age returns how long ago a handshake was. The device tells wall time. A handshake that moved is younger than the look before this one, if there was one
+// in this run. Where the clocks of both looks, or of this one and of when an earlier run last stored anything, show that wall time was stepped in
+// between, it was stepped before the handshake or after it; of the ages that are possible the smaller is taken, so that nobody is disconnected early.
 func (i *iface) age(now Now, handshake time.Time, moved bool) time.Duration {
 	age := now.Wall.Sub(handshake)
-	if moved && i.looked {
-		gap := now.Boot - i.lastLook.Boot
-		step := now.Wall.Sub(i.lastLook.Wall) - gap
-		if before := age - step; age < 0 || age > gap || 0 <= before && before < age {
-			age = before
+	before, most := i.lastLook, now.Boot-i.lastLook.Boot
+	if !i.looked {
+		before, most = i.alive, never
+	}
+	if moved && before != (Now{}) {
+		step := now.Wall.Sub(before.Wall) - (now.Boot - before.Boot)
+		if unstepped := age - step; age < 0 || age > most || 0 <= unstepped && unstepped < age {
+			age = unstepped
 		}
-		age = min(age, gap)
+		age = min(age, most)
 	}
 	return max(0, age)
 }

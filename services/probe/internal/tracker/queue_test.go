@@ -9,7 +9,7 @@ import (
 
 // naiveNext is what Next returns, by a walk over all that is waited for.
 func naiveNext(s *Schedule) time.Duration {
-	next := min(s.deadline, s.soon)
+	next := min(s.deadline, s.soon, s.again)
 	for _, w := range s.waiting {
 		next = min(next, w.next)
 	}
@@ -63,7 +63,7 @@ func TestMessageCostsNoWalk(t *testing.T) {
 	before := make([]*wait, maxWaiting)
 	for n := range maxWaiting {
 		copy(before, s.queue)
-		s.Initiation(time.Duration(maxWaiting+n), addr(n))
+		s.Response(time.Duration(maxWaiting-n), addr(n))
 		moved := 0
 		for i, w := range s.queue {
 			if before[i] != w {

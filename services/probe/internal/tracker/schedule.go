@@ -56,6 +56,7 @@ type Schedule struct {
 	sample    time.Duration // the next look without cause
 	deadline  time.Duration // a look may find something out then, or never
 	soon      time.Duration // somebody wishes a look, or never
+	again     time.Duration // the second look after what was skipped, or never
 	doubted   time.Duration // the latest look that was wished because of a doubt
 	notBefore time.Duration // the budget allows none earlier
 	cost      time.Duration // of the last look
@@ -68,9 +69,10 @@ const never = time.Duration(math.MaxInt64)
 
 // wait is a ladder of questions about one address.
 type wait struct {
-	next  time.Duration
-	step  time.Duration
-	index int // in the queue
+	next   time.Duration
+	step   time.Duration
+	urgent bool // it began with a packet that moves the last handshake
+	index  int  // in the queue
 }
 
 // queue is a heap of ladders: anyone may send a message, so none may cost a walk over all that is waited for.
@@ -101,25 +103,25 @@ func (q *queue) Pop() any {
 // NewSchedule returns the schedule of a device that was never looked at: its first look is due now.
 func NewSchedule(now time.Duration, packets bool) *Schedule {
 	return &Schedule{
-		packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, deadline: never, soon: never, doubted: now - doubtInterval, balance: budgetBurst, credited: now,
+		packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, deadline: never, soon: never, again: never, doubted: now - doubtInterval, balance: budgetBurst, credited: now,
 	}
 }
 
 // Initiation tells that src sent this device an initiation. The session begins with the first data packet, so the first question is late.
 func (s *Schedule) Initiation(now time.Duration, src netip.AddrPort) {
-	s.await(src, now+fallbackStep, fallbackStep)
+	s.await(src, now+fallbackStep, fallbackStep, false)
 }
 
 // FirstData tells that src sent the first data packet under a new key: the one that makes a responder's last handshake move.
 func (s *Schedule) FirstData(now time.Duration, src netip.AddrPort) {
 	if _, ok := s.waiting[src]; ok {
-		s.await(src, now+s.pause(), confirmStep)
+		s.await(src, now+s.pause(), confirmStep, true)
 	}
 }
 
 // Response tells that src answered this device's initiation: an initiator's last handshake moves.
 func (s *Schedule) Response(now time.Duration, src netip.AddrPort) {
-	s.await(src, now+s.pause(), confirmStep)
+	s.await(src, now+s.pause(), confirmStep, true)
 }
 
 // pause is how long the device is left alone with a packet before it is asked what came of it.
@@ -130,15 +132,17 @@ func (s *Schedule) pause() time.Duration {
 	return 0
 }
 
-// await begins a ladder for src, anew if there is one. Beyond the bound, one look serves all.
-func (s *Schedule) await(src netip.AddrPort, next, step time.Duration) {
+// await begins a ladder for src. One that is under way goes on as it is, but for the first urgent packet, which brings its next question forward: no
+// packet, whoever sends it, puts a question off. Beyond the bound, one look serves all.
+func (s *Schedule) await(src netip.AddrPort, next, step time.Duration, urgent bool) {
 	w, ok := s.waiting[src]
 	switch {
+	case ok && (w.urgent || !urgent):
 	case ok:
-		w.next, w.step = next, step
+		w.next, w.step, w.urgent = min(w.next, next), step, true
 		heap.Fix(&s.queue, w.index)
 	case len(s.waiting) < maxWaiting:
-		w = &wait{next: next, step: step}
+		w = &wait{next: next, step: step, urgent: urgent}
 		s.waiting[src] = w
 		heap.Push(&s.queue, w)
 	default:
@@ -154,11 +158,30 @@ func (s *Schedule) forget(src netip.AddrPort) {
 	}
 }
 
+// Knocked takes in what the tracker answered to an initiation that src sent this device.
+func (s *Schedule) Knocked(now time.Duration, src netip.AddrPort, a Answer) {
+	switch {
+	case a.Freshness == Replayed:
+		// A recording comes from anybody, and makes no session.
+	case a.Awaited:
+		s.Initiation(now, src)
+		if a.LookAt > 0 {
+			s.Soon(a.LookAt)
+		}
+	case a.Pending:
+		s.Doubt(now)
+	}
+}
+
 // Soon asks for a look at the given time at the latest.
 func (s *Schedule) Soon(at time.Duration) { s.soon = min(s.soon, at) }
 
-// Skipped tells that somebody sent this device an initiation that nobody had the time to open: what comes of it, a look will tell.
-func (s *Schedule) Skipped(now time.Duration) { s.Soon(now + doubtInterval) }
+// Skipped tells that this device was sent a message that nobody had the time for: what comes of it, a look will tell, or, where the path is long, a second
+// one after the last of them.
+func (s *Schedule) Skipped(now time.Duration) {
+	s.Soon(now + doubtInterval)
+	s.again = now + confirmLimit
+}
 
 // Doubt asks for a look because of an initiation whose key is not configured as far as is known. However many there are, they cause no more than one
 // look per doubtInterval.
@@ -171,11 +194,21 @@ func (s *Schedule) Doubt(now time.Duration) {
 
 // Next returns when the device is to be looked at.
 func (s *Schedule) Next() time.Duration {
-	next := min(s.deadline, s.soon)
+	next := min(s.deadline, s.soon, s.again)
 	if len(s.queue) > 0 {
 		next = min(next, s.queue[0].next)
 	}
 	return min(max(next, s.notBefore), s.sample)
+}
+
+// Asked takes in that a look is asked for now: it answers the wishes up to now, and none that comes while it lasts.
+func (s *Schedule) Asked(now time.Duration) {
+	if s.soon <= now {
+		s.soon = never
+	}
+	if s.again <= now {
+		s.again = never
+	}
 }
 
 // Looked takes in what a look saw, which was asked for at one time, answered by another, and took so much CPU time. It answers only what was due when it was
@@ -197,7 +230,6 @@ func (s *Schedule) Looked(asked, answered, cost time.Duration, seen Seen) {
 			s.forget(src)
 		}
 	}
-	s.asked(asked)
 	switch {
 	case !s.packets, seen.Keyless:
 		// Without a key, nobody can tell whether a handshake is for this device; and it is about to be set up.
@@ -221,16 +253,8 @@ func (s *Schedule) Failed(asked, answered time.Duration) {
 			s.forget(src)
 		}
 	}
-	s.asked(asked)
 	s.sample, s.deadline = answered+SampleInterval, never
 	s.spend(answered, answered-asked) // nobody knows what it cost
-}
-
-// asked forgets a wish that is answered by a look at the given time.
-func (s *Schedule) asked(at time.Duration) {
-	if s.soon <= at {
-		s.soon = never
-	}
 }
 
 // spend takes the cost of a look from the budget. An overdrawn budget puts the next look off until it is even again, which is after SampleInterval

@@ -36,6 +36,7 @@ func looks(s *tracker.Schedule, until time.Duration, seen tracker.Seen) []time.D
 	var at []time.Duration
 	for next := s.Next(); next <= began+until; next = s.Next() {
 		at = append(at, next-began)
+		s.Asked(next)
 		s.Looked(next, next, 0, seen)
 	}
 	return at
@@ -83,6 +84,74 @@ func TestLadder(t *testing.T) {
 				t.Errorf("looks (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestNobodyPutsALookOff: packets with the address of a peer that connects, sent again and again, do not delay the look that finds it.
+func TestNobodyPutsALookOff(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		every time.Duration
+		cost  time.Duration
+		send  func(*tracker.Schedule, time.Duration)
+	}{
+		"responses, where looks are dear": {3 * ms, 12 * ms, func(s *tracker.Schedule, at time.Duration) { s.Response(at, src(1)) }},
+		"initiations":                     {50 * ms, ms, func(s *tracker.Schedule, at time.Duration) { s.Initiation(at, src(1)) }},
+		"first data":                      {3 * ms, 12 * ms, func(s *tracker.Schedule, at time.Duration) { s.FirstData(at, src(1)) }},
+	} {
+		s := rested(true, tracker.Seen{})
+		s.Looked(began-tt.cost, began, tt.cost, tracker.Seen{})
+		s.Initiation(began, src(1))
+		for at := began; at < began+200*ms; at += tt.every {
+			tt.send(s, at)
+		}
+		if got := s.Next() - began; got > 64*ms {
+			t.Errorf("%s: the look is %v after the initiation, want 64ms at most", name, got)
+		}
+	}
+}
+
+// TestRecordingCausesNoLook: anybody may send one.
+func TestRecordingCausesNoLook(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	s.Knocked(began, src(1), tracker.Answer{Freshness: tracker.Replayed, Configured: true, Awaited: true})
+	if got := s.Next() - began; got != time.Minute {
+		t.Errorf("next look after %v, want one without cause", got)
+	}
+}
+
+// TestWishDuringALook: a look answers no wish that came after it was asked for, however soon after.
+func TestWishDuringALook(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		wish func(*tracker.Schedule, time.Duration)
+		want time.Duration // after the wish
+	}{
+		"a message was skipped": {func(s *tracker.Schedule, at time.Duration) { s.Skipped(at) }, 500 * ms},
+		"a key is not known":    {func(s *tracker.Schedule, at time.Duration) { s.Doubt(at) }, 499 * ms},
+		"a link changed":        {func(s *tracker.Schedule, at time.Duration) { s.Soon(at) }, 0},
+	} {
+		s := rested(true, tracker.Seen{})
+		tt.wish(s, began)
+		at := s.Next()
+		s.Asked(at)
+		tt.wish(s, at+ms)
+		s.Looked(at, at+5*ms, 5*ms, tracker.Seen{})
+		if got := s.Next() - at - ms; got != tt.want {
+			t.Errorf("%s during a look: the next is %v after that, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// TestSkippedLooksTwice: the path to a peer may be longer than the first look waits.
+func TestSkippedLooksTwice(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	s.Skipped(began)
+	s.Skipped(began + 250*ms)
+	if diff := cmp.Diff([]time.Duration{500 * ms, 2250 * ms}, looks(s, 50*time.Second, tracker.Seen{})); diff != "" {
+		t.Errorf("looks (-want +got):\n%s", diff)
 	}
 }
 
@@ -136,6 +205,7 @@ func TestLookAnswersOnlyWhatCameBefore(t *testing.T) {
 	if got := s.Next() - began; got != 20*ms {
 		t.Errorf("a wish during a look that failed: next look after %v, want 20ms, hence at once", got)
 	}
+	s.Asked(began + 100*ms)
 	s.Failed(began+100*ms, began+100*ms)
 	if got := s.Next() - began; got != 100*ms+tracker.SampleInterval {
 		t.Errorf("after another that failed: %v, want 10.1s", got)
@@ -159,6 +229,7 @@ func TestWaitingIsBounded(t *testing.T) {
 	if got := s.Next() - began; got != 65*ms {
 		t.Errorf("next look after %v, want 65ms: one for all beyond the bound", got)
 	}
+	s.Asked(began + 65*ms)
 	s.Looked(began+65*ms, began+65*ms, 0, tracker.Seen{Handshakes: known})
 	if got := s.Next() - began; got != time.Minute+65*ms {
 		t.Errorf("next look after %v, want one without cause: nobody is waited for", got)
@@ -232,6 +303,7 @@ func TestBudget(t *testing.T) {
 			if next := s.Next(); r.IntN(3) > 0 {
 				now = max(now, next)
 				cost := time.Duration(r.Int64N(int64(most)))
+				s.Asked(now)
 				if r.IntN(10) > 0 {
 					s.Looked(now, now+cost, cost, tracker.Seen{Live: 1, Deadline: now + time.Minute})
 				} else {

@@ -36,7 +36,7 @@ import (
 //
 //	start                              the probe starts with what it stored; also after an earlier start, which then was a crash or a stop
 //	stop                               it no longer learns anything
-//	look wg0                           it looks at a device, and stores what comes out
+//	look wg0 [took=1s]                 it looks at a device, which answers at once, and stores what comes out; took is until it comes to that
 //	watch wg0 10m                      it looks, for so long, whenever its Schedule says so
 //	offline 300s                       the next start has this OfflineAfter
 //	silence off                        the next start says neither silent nor unreachable
@@ -51,6 +51,7 @@ type script struct {
 	seq     uint64
 	rules   *rules
 
+	alive        tracker.Now // when something was stored last
 	offlineAfter time.Duration
 	silence      bool
 	schedules    map[string]*tracker.Schedule
@@ -302,8 +303,17 @@ func (s *script) do(verb string, fields []string) ([]string, error) {
 		}
 		d := i.Device
 		d.Peers = slices.Clone(d.Peers)
-		seen := s.tracker.Observe(s.now(), s.now(), d)
-		s.schedule(i.Name).Looked(s.world.boot, s.world.boot, 0, seen)
+		asked := s.now()
+		s.schedule(i.Name).Asked(asked.Boot)
+		took, _ := time.ParseDuration(options["took"])
+		if err := s.until(s.world.since + took); err != nil {
+			return nil, err
+		}
+		seen := s.tracker.Observe(asked, s.now(), d)
+		s.schedule(i.Name).Looked(asked.Boot, s.world.boot, 0, seen)
+		if took > 0 {
+			return s.take(nil) // what is there may not be what it saw
+		}
 		return s.take(i)
 	default:
 		return nil, fmt.Errorf("what is %q?", verb)
@@ -364,15 +374,7 @@ func (s *script) knock(i *wgInterface, key events.Key, from string, off time.Dur
 		return nil
 	}
 	a := s.tracker.Knock(s.now(), tracker.Knock{Interface: i.Name, Key: key, Src: src, Timestamp: s.stamps[key]})
-	switch sch := s.schedule(i.Name); {
-	case a.Awaited:
-		sch.Initiation(s.world.boot, src)
-		if a.LookAt > 0 {
-			sch.Soon(a.LookAt)
-		}
-	case a.Pending:
-		sch.Doubt(s.world.boot)
-	}
+	s.schedule(i.Name).Knocked(s.world.boot, src, a)
 	return nil
 }
 
@@ -529,7 +531,7 @@ func (s *script) start() ([]string, error) {
 		Node:     node,
 		Endpoint: s.form.Render,
 		Name:     func(k events.Key) (string, []string) { return strings.ToLower(nameOf(k)), nil },
-		BootID:   s.world.bootID, OfflineAfter: s.offlineAfter, Silence: s.silence,
+		BootID:   s.world.bootID, Alive: s.alive, OfflineAfter: s.offlineAfter, Silence: s.silence,
 	}, interfaces, peers, keys)
 	s.tracker.Present(s.now(), s.world.names(), true)
 	return s.take(nil)
@@ -539,6 +541,7 @@ func (s *script) start() ([]string, error) {
 func (s *script) take(looked *wgInterface) ([]string, error) {
 	batch := s.tracker.Take(s.now())
 	s.rules.now = s.world.boot
+	s.alive = tracker.Now{Wall: s.world.wall, Boot: s.world.boot}
 	var out []string
 	for _, f := range batch.Facts {
 		s.seq++

@@ -81,6 +81,8 @@ type signs struct {
 	// Doubt is whether the cadence, which was learned in an earlier session, is still to be heard in this one: it may have been switched off.
 	Doubt bool `json:"doubt,omitempty"`
 
+	within time.Duration // a silence is of use only before that: the session is over then anyway
+
 	gap  time.Duration // on average, as learned from Gaps; 0 is not learned
 	hush bool          // our own keepalives are on: silence means nothing
 
@@ -279,7 +281,7 @@ func (s *signs) patience() time.Duration {
 // silence returns when the peer will be silent, or never. The latest sign may have come at the very end of its window; and whatever we sent since has
 // set back the timer of the next.
 func (s *signs) silence() time.Duration {
-	if p := s.patience(); p < RejectAfterTime {
+	if p := s.patience(); p < max(s.within, RejectAfterTime) {
 		return max(s.heard, s.sent) + p
 	}
 	return never

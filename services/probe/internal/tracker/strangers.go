@@ -290,6 +290,15 @@ func (s *strangers) remove(now Now, key events.Key) {
 	s.removed.Add(key, k)
 }
 
+// settle takes those for removed that were stored as configured and are not any more, as when the interface is no longer watched.
+func (s *strangers) settle(now Now, configured func(events.Key) bool) {
+	for key := range s.configured {
+		if !configured(key) {
+			s.remove(now, key)
+		}
+	}
+}
+
 // prune forgets keys that were removed 30 days ago, unless they still knock. It walks over all removed keys: once an hour is plenty.
 func (s *strangers) prune(now Now) {
 	for _, k := range s.removed.Values() {

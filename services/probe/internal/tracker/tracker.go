@@ -105,6 +105,8 @@ type Config struct {
 	Name func(events.Key) (name string, tags []string)
 	// BootID identifies the host's current boot; empty when it is not known.
 	BootID string
+	// Alive is when an earlier run last stored anything; zero when there was none. It is of use within one boot.
+	Alive Now
 	// OfflineAfter is how long after its last handshake a peer counts as gone: RejectAfterTime or more.
 	OfflineAfter time.Duration
 	// Silence tells whether a peer may be called silent or unreachable before that.
@@ -134,11 +136,13 @@ type iface struct {
 	looked   bool // in this run
 	blind    bool // this look, or the first one of this run, finds what changed while nobody watched
 	lastLook Now  // when it was asked for
+	alive    Now  // in an earlier run within this boot; zero when there was none
 	live     int  // peers whose session had not run out at the last look
 
-	cause   events.Cause          // of what this look finds to have run out
-	changed time.Duration         // when, on the boot clock, the interface got another key or port in this run; zero for never
-	knocks  map[events.Key]*knock // of keys that were not configured at the last look
+	cause   events.Cause                  // of what this look finds to have run out
+	changed time.Duration                 // when, on the boot clock, the interface got another key or port in this run; zero for never
+	at      map[netip.AddrPort]*PeerState // who is, or was last, at an address
+	knocks  map[events.Key]*knock         // of keys that were not configured at the last look
 
 	// ended holds the last handshakes as the latest look found them, when it found the interface down: the device remembers their time, not their keys.
 	ended map[events.Key]time.Time
@@ -151,6 +155,9 @@ func New(cfg Config, interfaces []InterfaceState, peers []PeerState, keys []KeyS
 	for _, s := range interfaces {
 		i := newIface(s.Name, true)
 		i.InterfaceState = s
+		if i.BootID == cfg.BootID && cfg.BootID != "" {
+			i.alive = cfg.Alive
+		}
 		t.interfaces[s.Name] = i
 	}
 	for _, p := range peers {
@@ -162,13 +169,19 @@ func New(cfg Config, interfaces []InterfaceState, peers []PeerState, keys []KeyS
 			p.HandshakeBoot, p.StartedBoot = 0, 0
 		}
 		i.peers[p.PublicKey] = &p
+		if p.Endpoint.IsValid() {
+			i.move(&p, p.Endpoint)
+		}
 		t.strangers.configure(p.PublicKey)
 	}
 	return t
 }
 
 func newIface(name string, blind bool) *iface {
-	return &iface{InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: blind, knocks: map[events.Key]*knock{}}
+	return &iface{
+		InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: blind,
+		at: map[netip.AddrPort]*PeerState{}, knocks: map[events.Key]*knock{},
+	}
 }
 
 // rebooted reports whether the host is known to have booted since the interface was last seen.
@@ -182,7 +195,9 @@ func (t *Tracker) reset() {
 }
 
 // Urgent reports whether there is more to store than progress of what is already known.
-func (t *Tracker) Urgent() bool { return len(t.facts)+len(t.announce)+len(t.removed) > 0 }
+func (t *Tracker) Urgent() bool {
+	return len(t.facts)+len(t.announce)+len(t.removed) > 0 || len(t.strangers.touched) > maxUnknown
+}
 
 // Take returns what has come together since the last call, in a stable order.
 func (t *Tracker) Take(now Now) Batch {
@@ -236,6 +251,9 @@ func (t *Tracker) Present(now Now, names []string, whole bool) {
 			t.interfaces[name] = newIface(name, !t.present)
 		}
 	}
+	if !t.present {
+		t.strangers.settle(now, t.isConfigured)
+	}
 	t.present = true
 	if !whole {
 		return
@@ -254,7 +272,7 @@ func (t *Tracker) Gone(now Now, name string) {
 		return
 	}
 	t.down(now, i, events.Deleted)
-	i.forgetCounters()
+	t.forgetCounters(i)
 	i.looked, i.blind = false, false
 }
 
@@ -276,6 +294,9 @@ func (s *Seen) by(at time.Duration) {
 		s.Deadline = at
 	}
 }
+
+// StoreInterval is how long what is not urgent may wait for Take.
+const StoreInterval = time.Minute
 
 // blindAfter is how much later than planned a look may be. Beyond it nobody watched in between: the host slept, the probe was stopped, the device
 // could not be read.
@@ -304,6 +325,11 @@ func (t *Tracker) Observe(asked, now Now, d Device) Seen {
 		i.ended = map[events.Key]time.Time{}
 		for _, o := range d.Peers {
 			i.ended[o.PublicKey] = o.LastHandshake
+			// The next run is to know it, too.
+			if p := i.peers[o.PublicKey]; p != nil && !p.LastHandshake.Equal(o.LastHandshake) {
+				p.LastHandshake = o.LastHandshake
+				t.dirty[PeerID{i.Name, p.PublicKey}] = true
+			}
 		}
 		return Seen{Configured: len(d.Peers)}
 	}
@@ -311,7 +337,7 @@ func (t *Tracker) Observe(asked, now Now, d Device) Seen {
 	baseline := i.Ifindex == 0
 	if i.Ifindex != d.Ifindex || t.replaced(i, d) {
 		t.down(now, i, events.Recreated)
-		i.forgetCounters() // they were another incarnation's
+		t.forgetCounters(i) // they were another incarnation's
 	}
 	t.up(now, i, d)
 	seen := t.observePeers(asked, now, i, d, baseline)
@@ -344,9 +370,10 @@ func (t *Tracker) replaced(i *iface, d Device) bool {
 	return fell > 0 && fell >= went
 }
 
-func (i *iface) forgetCounters() {
+func (t *Tracker) forgetCounters(i *iface) {
 	for _, p := range i.peers {
 		p.LastHandshake, p.RxBytes, p.TxBytes = time.Time{}, 0, 0
+		t.forgetAttempts(p)
 	}
 }
 
@@ -360,7 +387,10 @@ func (t *Tracker) down(now Now, i *iface, reason events.DownReason) {
 	i.live = 0
 	clear(i.knocks)
 	for _, p := range i.peers {
-		p.Quiet = false // it cannot come back without a handshake any more
+		if p.Quiet { // it cannot come back without a handshake any more
+			p.Quiet = false
+			t.dirty[PeerID{i.Name, p.PublicKey}] = true
+		}
 	}
 	if !i.Up {
 		return
@@ -386,6 +416,11 @@ func (t *Tracker) up(now Now, i *iface, d Device) {
 	was := i.InterfaceState
 	i.InterfaceState = fresh
 	t.dirtyIfs[i.Name] = true
+	if was.PublicKey != d.PublicKey {
+		for _, p := range i.peers {
+			t.forgetAttempts(p)
+		}
+	}
 	if !was.Up {
 		t.Say(now.Wall, &events.Up{Common: t.common(now, i), Device: i.device(), Peers: len(d.Peers)})
 		return
