@@ -99,7 +99,9 @@ func Letter(w io.Writer, l deadletter.Stored) error {
 	field("first attempt", stamp(d.FirstAttempt))
 	field("last attempt", stamp(d.LastAttempt))
 	field("stored", stamp(d.EventStored))
-	field("place", fmt.Sprintf("%d in %s", d.EventSequence, events.StreamEvents))
+	if d.EventSequence > 0 {
+		field("place", fmt.Sprintf("%d in %s", d.EventSequence, events.StreamEvents))
+	}
 	field("signature", cmp.Or(l.Signature, "none"))
 	if err := t.Flush(); err != nil {
 		return err
@@ -107,7 +109,7 @@ func Letter(w io.Writer, l deadletter.Stored) error {
 	var body bytes.Buffer
 	if json.Indent(&body, l.Body, "", "  ") != nil {
 		body.Reset()
-		body.WriteString(strconv.QuoteToASCII(string(l.Body)))
+		body.WriteString(strconv.QuoteToASCII(string(l.Body))) // no JSON
 	}
 	for text := range strings.SplitSeq("\n"+body.String(), "\n") {
 		if _, err := fmt.Fprintln(w, printable(text)); err != nil {

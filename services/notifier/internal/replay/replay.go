@@ -21,12 +21,12 @@ func New(c consume.Config) (*consume.Consumer, error) {
 	c.Source = consume.Source{Stream: broker.StreamRetry, Subject: deadletter.RetrySubject(c.Hook.Name)}
 	c.Hook.Filter = route.Filter{}
 	c.Hook.Target.Concurrency = concurrency
-	c.Observer = observer{c.Observer}
+	c.Observer = loadless{c.Observer}
 	c.Log = c.Log.With("stream", broker.StreamRetry)
 	return consume.New(c)
 }
 
-// observer leaves the load out: what a hook has to do is told of its events.
-type observer struct{ consume.Observer }
+// loadless leaves the load out: what a hook has to do is told of its events.
+type loadless struct{ consume.Observer }
 
-func (observer) Loaded(string, consume.Load) {}
+func (loadless) Loaded(string, consume.Load) {}
