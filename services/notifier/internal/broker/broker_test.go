@@ -749,3 +749,25 @@ func BenchmarkPublishToMirrorConsumer(b *testing.B) {
 		b.ReportMetric(float64(d[len(d)*99/100].Microseconds()), name+"-p99-µs")
 	}
 }
+
+// BenchmarkMessages reads a thousand messages as the operator does.
+func BenchmarkMessages(b *testing.B) {
+	e := startBroker(b)
+	notifier, operator := login(b, e, Notifier), login(b, e, Operator)
+	const n = 1000
+	for range n {
+		publish(b, notifier, SubjectDead+"a", strings.Repeat("x", 500))
+	}
+	stream, err := operator.js.Stream(b.Context(), StreamDead)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		for _, err := range Messages(b.Context(), stream, SubjectDead+"*", 1) {
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "messages/s")
+}

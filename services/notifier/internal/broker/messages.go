@@ -10,7 +10,7 @@ import (
 )
 
 // Messages returns what a stream holds of a subject, from a place in the stream on, the oldest first, and ends with the last one that is there. It asks the API
-// for one message at a time, because that is all that an operator may: about 10,000 a second on one machine.
+// for one message at a time, because that is all that an operator may (4,000 a second: BenchmarkMessages).
 func Messages(ctx context.Context, s jetstream.Stream, subject string, from uint64) iter.Seq2[*jetstream.RawStreamMsg, error] {
 	return func(yield func(*jetstream.RawStreamMsg, error) bool) {
 		for seq := max(from, 1); ; {
