@@ -191,13 +191,14 @@ func deadVerb(ctx context.Context, verb string, args []string, stdout, stderr io
 
 // each does something with every letter until it fails, and says how many it was done with.
 func each(letters []deadletter.Stored, done string, stdout io.Writer, do func(deadletter.Stored) error) error {
-	for i, l := range letters {
-		if err := do(l); err != nil {
-			fmt.Fprintf(stdout, "%d of %d letters %s\n", i, len(letters), done)
-			return err
+	n := 0
+	var err error
+	for n < len(letters) && err == nil {
+		if err = do(letters[n]); err == nil {
+			n++
 		}
 	}
-	_, err := fmt.Fprintf(stdout, "%d letters %s\n", len(letters), done)
+	fmt.Fprintf(stdout, "%s: %d of %d letters\n", done, n, len(letters))
 	return err
 }
 

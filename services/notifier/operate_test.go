@@ -309,7 +309,7 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 	}
 
 	// The receiver is still wrong: the event is sent once more, and buried again with its origin.
-	expect(t, 0, "1 letters sent", "dead", "replay", "-hook", "chat", "-type", "wg.peer.*", "-reason", "404")
+	expect(t, 0, "sent to their hooks: 1 of 1 letters", "dead", "replay", "-hook", "chat", "-type", "wg.peer.*", "-reason", "404")
 	if diff := cmp.Diff([]received{{"chat", "mallory", mallory, ""}}, r.wait(t, 1)); diff != "" {
 		t.Errorf("replayed (-want +have):\n%s", diff)
 	}
@@ -325,7 +325,7 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 
 	// It is mended: each hook gets its own, with the same id, and nobody anything else.
 	r.refuse("mallory", false)
-	expect(t, 0, "2 letters sent to their hooks", "dead", "replay", "-peer", "mallory")
+	expect(t, 0, "sent to their hooks: 2 of 2 letters", "dead", "replay", "-peer", "mallory")
 	got := map[received]int{}
 	for _, g := range r.wait(t, 2) {
 		got[g]++
@@ -335,11 +335,11 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 	}
 
 	// A forged event stays forged.
-	expect(t, 0, "1 letters sent", "dead", "replay", "-hook", "pager", "-reason", "unverified")
+	expect(t, 0, "sent to their hooks: 1 of 1 letters", "dead", "replay", "-hook", "pager", "-reason", "unverified")
 	eventually(t, "the forged event is buried again", func() bool { return len(parsed(t, "dead", "list", "-json", "-reason", "unverified")) == 2 })
 
 	expect(t, 1, "-yes removes these 2 letters", "dead", "discard", "-all")
-	expect(t, 0, "2 letters removed", "dead", "discard", "-all", "-yes")
+	expect(t, 0, "removed: 2 of 2 letters", "dead", "discard", "-all", "-yes")
 	expect(t, 0, "no dead letter is selected", "dead", "list")
 
 	// alice and mallory to two hooks, mallory once more in vain and twice well.

@@ -160,9 +160,8 @@ func leftovers(ctx context.Context, js jetstream.JetStream, cfg config.Config, l
 		log.Warn("consumers of hooks that are not configured are not looked for", "error", err)
 	}
 	for _, l := range list {
-		if !l.InUse {
-			log.Warn("hook is not configured and still has a consumer (notifier prune removes it)", "hook", l.Hook, "stream", l.Stream, "backlog", l.Backlog)
-		}
+		log.Warn("hook is not configured and still has a consumer (notifier prune removes it)",
+			"hook", l.Hook, "stream", l.Stream, "backlog", l.Backlog, "in_use", l.InUse)
 	}
 }
 
