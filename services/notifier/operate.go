@@ -55,12 +55,12 @@ func operate(ctx context.Context, stream, key string, stderr io.Writer) (jetstre
 	return js, s, nil
 }
 
-// misconfigured and misused mark errors that end in exit code 2.
+// misused is an error that ends in exit code 2.
+type misused struct{ error }
+
 func misconfigured(err error) error {
 	return misused{fmt.Errorf("the configuration is wrong (notifier -h lists the variables):\n%v", err)}
 }
-
-type misused struct{ error }
 
 // exit reports an error and returns the exit code for it.
 func exit(stderr io.Writer, err error) int {
