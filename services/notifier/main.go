@@ -32,6 +32,10 @@ const usage = `Usage:
   notifier check FILE          read a file of hooks and the files it names, and say what each hook does, or all that is wrong
   notifier keys [flags]        make the configuration of a nats-server and each identity's key (notifier keys -h)
   notifier provision [flags]   make the streams on the broker of NATS_URL or -url (notifier provision -h)
+  notifier try HOOK            send a test event to one hook; needs no broker
+  notifier dead COMMAND        list, show, replay or discard what could not be delivered (notifier dead -h)
+  notifier log [flags]         print the last attempts to deliver, and follow them (notifier log -h)
+  notifier prune [-yes]        list the consumers of hooks that are no longer configured, and delete them
   notifier -version
 
 `
@@ -48,6 +52,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return keys(args[1:], stdout, stderr)
 		case "provision":
 			return provision(ctx, args[1:], stdout, stderr)
+		case "try":
+			return try(ctx, args[1:], stdout, stderr)
+		case "dead":
+			return dead(ctx, args[1:], stdout, stderr)
+		case "log":
+			return log(ctx, args[1:], stdout, stderr)
+		case "prune":
+			return prune(ctx, args[1:], stdout, stderr)
 		}
 	}
 	flags := flag.NewFlagSet("notifier", flag.ContinueOnError)
@@ -73,9 +85,9 @@ func serve(ctx context.Context, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "notifier: the configuration is wrong (notifier -h lists the variables):\n%v\n", err)
 		return 2
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
-	if err := app.Run(ctx, cfg, version, log); err != nil {
-		log.Error("cannot go on", "error", err)
+	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	if err := app.Run(ctx, cfg, version, logger); err != nil {
+		logger.Error("cannot go on", "error", err)
 		return 1
 	}
 	return 0
@@ -161,21 +173,36 @@ func provision(ctx context.Context, args []string, stdout, stderr io.Writer) int
 
 // parse reads flags and refuses what is left over. Where it returns false, the exit code is decided.
 func parse(flags *flag.FlagSet, args []string, stdout, stderr io.Writer) (code int, ok bool) {
+	rest, code, ok := parseMixed(flags, args, stdout, stderr)
+	if ok && len(rest) > 0 {
+		return wrongCall(flags, fmt.Errorf("unexpected argument %q", rest[0]), stderr), false
+	}
+	return code, ok
+}
+
+// parseMixed reads flags that may stand before, between and after other arguments, and returns these.
+func parseMixed(flags *flag.FlagSet, args []string, stdout, stderr io.Writer) (rest []string, code int, ok bool) {
 	flags.SetOutput(io.Discard) // flag prints the whole usage after each error
-	err := flags.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		flags.SetOutput(stdout)
-		flags.Usage()
-		return 0, false
+	for {
+		err := flags.Parse(args)
+		if errors.Is(err, flag.ErrHelp) {
+			flags.SetOutput(stdout)
+			flags.Usage()
+			return nil, 0, false
+		}
+		if err != nil {
+			return nil, wrongCall(flags, err, stderr), false
+		}
+		if flags.NArg() == 0 {
+			return rest, 0, true
+		}
+		rest, args = append(rest, flags.Arg(0)), flags.Args()[1:]
 	}
-	if err == nil && flags.NArg() > 0 {
-		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "%s: %v (%[1]s -h tells how it is called)\n", flags.Name(), err)
-		return 2, false
-	}
-	return 0, true
+}
+
+func wrongCall(flags *flag.FlagSet, err error, stderr io.Writer) int {
+	fmt.Fprintf(stderr, "%s: %v (%[1]s -h tells how it is called)\n", flags.Name(), err)
+	return 2
 }
 
 func fail(stderr io.Writer, err error) int {

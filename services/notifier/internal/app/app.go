@@ -15,9 +15,12 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/admin"
+	"github.com/wgherald/wgherald/services/notifier/internal/attempts"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
+	"github.com/wgherald/wgherald/services/notifier/internal/replay"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
@@ -80,12 +83,26 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		}
 		return 0
 	})
+	attemptLog, err := attempts.New(nc, log)
+	if err != nil {
+		return fmt.Errorf("broker connection: %w", err)
+	}
+	metrics.Counter("attempts_unlogged_total", "Attempts that are missing in the log of attempts.", func() float64 { return float64(attemptLog.Dropped()) })
+	tasks = append(tasks, attemptLog.Run)
 	var consumers []*consume.Consumer
 	var wrong []error
 	for _, h := range cfg.Hooks {
-		c, err := newConsumer(js, h, version, verify, metrics, log)
+		c, err := newConsumer(js, h, version, verify, observers{metrics, attemptLog}, log)
 		wrong = append(wrong, err)
+		if err != nil {
+			continue
+		}
 		consumers = append(consumers, c)
+		config := c.Config
+		config.Log = log // without the hook's name, which it adds
+		again, err := replay.New(config)
+		wrong = append(wrong, err)
+		tasks = append(tasks, again.Run)
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return err
@@ -109,6 +126,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		}
 		if ready(ctx, consumers) {
 			log.Info("notifier is ready", "version", version, "hooks", len(consumers), "broker", nc.ConnectedAddr())
+			leftovers(ctx, js, cfg, log)
 		}
 		return nil
 	})
@@ -131,6 +149,27 @@ func ready(ctx context.Context, consumers []*consume.Consumer) bool {
 		}
 	}
 	return true
+}
+
+// leftovers says which hooks are no longer configured and still have a place in a stream. Nothing is deleted: a hook may be missing by mistake.
+func leftovers(ctx context.Context, js jetstream.JetStream, cfg config.Config, log *slog.Logger) {
+	list, err := admin.FindLeftovers(ctx, js, HookNames(cfg))
+	if err != nil && ctx.Err() == nil {
+		log.Warn("consumers of hooks that are not configured are not looked for", "error", err)
+	}
+	for _, l := range list {
+		log.Warn("hook is not configured and still has a consumer (notifier prune removes it)",
+			"hook", l.Hook, "stream", l.Stream, "backlog", l.Backlog, "in_use", l.InUse)
+	}
+}
+
+// HookNames returns the names of the configured hooks.
+func HookNames(cfg config.Config) []string {
+	var names []string
+	for _, h := range cfg.Hooks {
+		names = append(names, h.Name)
+	}
+	return names
 }
 
 // newConsumer returns the task of a hook.

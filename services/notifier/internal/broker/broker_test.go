@@ -283,18 +283,19 @@ func TestWhatEachIdentityMayDo(t *testing.T) {
 		if _, err := s.GetLastMsgForSubject(t.Context(), SubjectDead+"b"); err != nil {
 			t.Error(err)
 		}
-		cons, err := s.OrderedConsumer(t.Context(), jetstream.OrderedConsumerConfig{FilterSubjects: []string{SubjectDead + "b"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if msg, err := cons.Next(); err != nil || string(msg.Data()) != "dead" {
+		if msg, err := s.GetMsg(t.Context(), 1, jetstream.WithGetMsgSubject(SubjectDead+"b")); err != nil || string(msg.Data) != "dead" {
 			t.Errorf("read %v, %v", msg, err)
 		}
 		if err := s.DeleteMsg(t.Context(), ack.Sequence); err != nil {
 			t.Error(err)
 		}
-		if _, err := operator.js.Stream(t.Context(), StreamAttempt); err != nil {
-			t.Error(err)
+		publish(t, notifier, SubjectAttempt+"b", "attempt")
+		attempts, err := operator.js.Stream(t.Context(), StreamAttempt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if msg, err := attempts.GetMsg(t.Context(), 1, jetstream.WithGetMsgSubject(SubjectAttempt+"b")); err != nil || string(msg.Data) != "attempt" {
+			t.Errorf("read %v, %v", msg, err)
 		}
 		operator.wantAllowed(t)
 	})
@@ -334,9 +335,15 @@ func TestWhatNoIdentityMayDo(t *testing.T) {
 			"$JS.API.CONSUMER.CREATE.KV_WG_PEERS.x", "$JS.API.STREAM.SNAPSHOT.WG_EVENTS", "$JS.API.STREAM.RESTORE.WG_EVENTS",
 		},
 		Operator: {
-			"wg.peer.connected", "wg.dead.a", "$KV.WG_PEERS.a.b.c", "$JS.API.STREAM.DELETE.WG_DEAD", "$JS.API.STREAM.UPDATE.WG_DEAD",
-			"$JS.API.STREAM.MSG.DELETE.WG_EVENTS", "$JS.API.STREAM.INFO.WG_EVENTS", "$JS.API.CONSUMER.CREATE.WG_EVENTS.x",
-			"JS.WG.API.CONSUMER.CREATE.WG_EVENTS",
+			"wg.peer.connected", "wg.interface.up", "wg.probe.started", "wg.dead.a", "wg.attempt.a", "$KV.WG_PEERS.a.b.c",
+			"$JS.API.STREAM.DELETE.WG_DEAD", "$JS.API.STREAM.PURGE.WG_DEAD", "$JS.API.STREAM.UPDATE.WG_DEAD", "$JS.API.STREAM.CREATE.X",
+			"$JS.API.STREAM.DELETE.WG_EVENTS", "$JS.API.STREAM.DELETE.WG_RETRY", "$JS.API.STREAM.DELETE.WG_ATTEMPTS",
+			"$JS.API.STREAM.MSG.DELETE.WG_EVENTS", "$JS.API.STREAM.MSG.DELETE.WG_ATTEMPTS", "$JS.API.STREAM.MSG.DELETE.WG_RETRY",
+			"$JS.API.STREAM.INFO.WG_EVENTS", "$JS.API.STREAM.MSG.GET.WG_EVENTS",
+			"$JS.API.STREAM.INFO.KV_WG_PEERS", "$JS.API.STREAM.MSG.GET.KV_WG_PEERS", "$JS.API.DIRECT.GET.KV_WG_PEERS", "$JS.API.DIRECT.GET.KV_WG_PEERS.x",
+			"$JS.API.CONSUMER.CREATE.WG_EVENTS.x", "$JS.API.CONSUMER.CREATE.WG_DEAD.x", "$JS.API.CONSUMER.DELETE.WG_EVENTS.hook-a",
+			"$JS.API.CONSUMER.MSG.NEXT.WG_DEAD.x", "$JS.API.DIRECT.GET.WG_DEAD", "$JS.ACK.WG_EVENTS.x",
+			"JS.WG.API.CONSUMER.CREATE.WG_EVENTS", "JS.WG.API.CONSUMER.DELETE.WG_EVENTS.x", "wgmirror.x",
 		},
 		Reader: {
 			"wg.peer.connected", "wg.interface.up", "anything", "$JS.API.INFO", "$JS.API.STREAM.INFO.WG_EVENTS", "$KV.WG_PEERS.a.b.c",
@@ -461,6 +468,62 @@ func TestNotifierCannotForgeAnEvent(t *testing.T) {
 	waitFor(t, func() bool { return streamMessages(t, owner, events.StreamState) == 1 })
 }
 
+// Each request that the operator may make, with a reply subject that would destroy a stream or forge an event if the server published there with its own
+// rights.
+func TestOperatorCannotBorrowTheServersRights(t *testing.T) {
+	t.Parallel()
+	e := startBroker(t)
+	probe, notifier, operator := login(t, e, Probe), login(t, e, Notifier), login(t, e, Operator)
+	publish(t, probe, "wg.peer.connected", "true")
+	for _, subject := range []string{SubjectDead + "a", SubjectDead + "a", SubjectAttempt + "a"} {
+		publish(t, notifier, subject, "") // an empty body is what a request to delete a stream has
+	}
+	publish(t, operator, SubjectRetry+"a", "")
+	waitFor(t, func() bool { return streamMessages(t, notifier, events.StreamEvents) == 1 })
+	count := func() map[string]uint64 {
+		counts := map[string]uint64{}
+		for _, stream := range []string{events.StreamEvents, events.StreamState, StreamRetry, StreamDead, StreamAttempt} {
+			counts[stream] = streamMessages(t, notifier, stream)
+		}
+		return counts
+	}
+	before := count()
+	requests := []struct{ subject, body string }{
+		{"$JS.API.STREAM.INFO.WG_DEAD", ""}, {"$JS.API.STREAM.INFO.WG_ATTEMPTS", ""},
+		{"$JS.API.STREAM.MSG.GET.WG_DEAD", `{"seq":2}`}, {"$JS.API.STREAM.MSG.GET.WG_DEAD", `{"seq":1000}`}, {"$JS.API.STREAM.MSG.GET.WG_ATTEMPTS", `{"seq":1}`},
+		{"$JS.API.STREAM.MSG.GET.WG_DEAD", "no JSON"}, {"$JS.API.STREAM.MSG.DELETE.WG_DEAD", `{"seq":1000}`}, {"wg.retry.a", ""},
+	}
+	replies := []string{"wg.peer.connected", "$KV.WG_PEERS.vpn-1.wg0.forged", "JS.WG.API.CONSUMER.CREATE.WG_EVENTS"}
+	for _, stream := range []string{events.StreamEvents, events.StreamState, StreamRetry, StreamDead, StreamAttempt} {
+		replies = append(replies, "$JS.API.STREAM.DELETE."+stream, "$JS.API.STREAM.PURGE."+stream, "$JS.API.CONSUMER.DELETE."+stream+".x")
+	}
+	for _, r := range requests {
+		for _, reply := range replies {
+			if err := operator.PublishRequest(r.subject, reply, []byte(r.body)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before[StreamRetry] += uint64(len(replies)) // which the operator may
+	waitFor(t, func() bool { return streamMessages(t, notifier, StreamRetry) == before[StreamRetry] })
+	// The answers come in the order of the requests, and after them this one.
+	if _, err := operator.js.Stream(t.Context(), StreamDead); err != nil {
+		t.Fatal(err)
+	}
+	operator.wantAllowed(t)
+	if diff := cmp.Diff(before, count()); diff != "" {
+		t.Errorf("messages (-want +have):\n%s", diff)
+	}
+	// The control, which is why the operator has no direct get: with one, the server deletes the stream.
+	if err := notifier.PublishRequest("$JS.API.DIRECT.GET.KV_WG_PEERS", "$JS.API.STREAM.DELETE.WG_ATTEMPTS", []byte(`{"seq":1000}`)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		_, err := notifier.js.Stream(t.Context(), StreamAttempt)
+		return errors.Is(err, jetstream.ErrStreamNotFound)
+	})
+}
+
 func TestProvision(t *testing.T) {
 	t.Parallel()
 	e := startBroker(t)
@@ -523,9 +586,11 @@ func TestStreamsAreAsDesigned(t *testing.T) {
 			return c.Mirror != nil && len(c.Subjects) == 0 && c.DenyPurge && c.MaxMsgsPerSubject == 1 && c.AllowMsgTTL
 		}},
 		{hooks, StreamRetry, func(c jetstream.StreamConfig) bool { return c.Retention == jetstream.WorkQueuePolicy }},
-		{hooks, StreamDead, func(c jetstream.StreamConfig) bool { return c.MaxAge == 720*time.Hour && c.MaxBytes == -1 }},
+		{hooks, StreamDead, func(c jetstream.StreamConfig) bool {
+			return c.MaxAge == 720*time.Hour && c.MaxBytes == -1 && !c.AllowDirect
+		}},
 		{hooks, StreamAttempt, func(c jetstream.StreamConfig) bool {
-			return c.MaxAge == 168*time.Hour && c.MaxBytes == 256<<20 && c.PersistMode == jetstream.AsyncPersistMode
+			return c.MaxAge == 168*time.Hour && c.MaxBytes == 64<<20 && !c.AllowDirect && c.PersistMode == jetstream.AsyncPersistMode
 		}},
 	} {
 		s, err := tt.c.js.Stream(t.Context(), tt.stream)
@@ -683,4 +748,26 @@ func BenchmarkPublishToMirrorConsumer(b *testing.B) {
 		b.ReportMetric(float64(d[len(d)/2].Microseconds()), name+"-p50-µs")
 		b.ReportMetric(float64(d[len(d)*99/100].Microseconds()), name+"-p99-µs")
 	}
+}
+
+// BenchmarkMessages reads a thousand messages as the operator does.
+func BenchmarkMessages(b *testing.B) {
+	e := startBroker(b)
+	notifier, operator := login(b, e, Notifier), login(b, e, Operator)
+	const n = 1000
+	for range n {
+		publish(b, notifier, SubjectDead+"a", strings.Repeat("x", 500))
+	}
+	stream, err := operator.js.Stream(b.Context(), StreamDead)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		for _, err := range Messages(b.Context(), stream, SubjectDead+"*", 1) {
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "messages/s")
 }

@@ -23,18 +23,21 @@ type ConnectOptions struct {
 	CAFile    string // PEM, instead of the system's roots
 	CertFile  string // PEM, with KeyFile
 	KeyFile   string
+
+	Once bool // fail where the broker is away or refuses the login
 }
 
 // Connect returns a connection that stays: it need not be up yet, and it reconnects for ever, also after a refused login, because a key may be added to the broker while
 // the service waits. Nothing is buffered while it is down: a publish fails at once and its owner decides. A denied publish or subscription shows nowhere but in log.
 //
-// An error is a matter of configuration: a file that cannot be read, an URL that is none.
+// An error is a matter of configuration: a file that cannot be read, an URL that is none. With Once the connection is up when Connect returns, and an error may be
+// the broker's.
 func Connect(o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name(o.Name),
 		nats.CustomInboxPrefix(InboxPrefix(o.Role)),
 		nats.MaxReconnects(-1),
-		nats.RetryOnFailedConnect(true),
+		nats.RetryOnFailedConnect(!o.Once),
 		nats.ReconnectBufSize(-1),
 		nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(time.Second),

@@ -15,6 +15,11 @@
 // reply subject that the publisher names, so a probe can put an ack, though no text of its own choice, in the place of another node's state: readers of the bucket
 // must take what does not decode for absent.
 //
+// Within HOOKS there is none between a notifier and the streams of that account. Whoever may pull, or get a message directly, may name
+// $JS.API.STREAM.DELETE.X as the subject of the reply: the server itself then asks for the deletion, and the account's own permissions do not hold it back
+// (measured with 2.15). A notifier that was broken into can delete what its own account holds, never the truth. The answers of the API have no such way, so
+// the operator, a person with a key, reads by them alone: no consumer, no direct get. Where they are put among dead letters or attempts, readers skip them.
+//
 // # Embedded mode
 //
 // The broker inside the notifier has the same accounts, identities and permissions, but no boundary between notifier and bus: they are one

@@ -18,7 +18,7 @@ import (
 
 // The streams of the notifier's account. Each has one subject per hook: its prefix and the hook's name.
 const (
-	StreamRetry   = "WG_RETRY"    // what replay and try send to one hook
+	StreamRetry   = "WG_RETRY"    // what an operator has delivered to one hook once more
 	StreamDead    = "WG_DEAD"     // dead letters
 	StreamAttempt = "WG_ATTEMPTS" // every attempt, best effort
 
@@ -92,8 +92,9 @@ func hookStreams(mirrors bool) []streamSpec {
 		own(StreamRetry, SubjectRetry, func(c *jetstream.StreamConfig) {
 			c.Retention, c.MaxAge = jetstream.WorkQueuePolicy, 30*day
 		}),
-		own(StreamDead, SubjectDead, func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
-		own(StreamAttempt, SubjectAttempt, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes = 7*day, 256<<20 }),
+		// The operator reads these two by the API: a direct get would lend it the server's own rights, see the package comment.
+		own(StreamDead, SubjectDead, func(c *jetstream.StreamConfig) { c.MaxAge, c.AllowDirect = 30*day, false }),
+		own(StreamAttempt, SubjectAttempt, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes, c.AllowDirect = 7*day, 64<<20, false }),
 	)
 }
 
@@ -209,7 +210,7 @@ func explain(err error) error {
 	api, isAPI := errors.AsType[*jetstream.APIError](err)
 	switch {
 	case isAPI && api.ErrorCode == errStorageExceeded:
-		return fmt.Errorf("%w: the streams reserve 2.3 GiB: make room on the broker's disk", err)
+		return fmt.Errorf("%w: the streams reserve 2.1 GiB: make room on the broker's disk", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return fmt.Errorf("%w: no answer: JetStream may be off, or this identity may lack the permission, which the broker's log shows", err)
 	}

@@ -194,6 +194,21 @@ func Load() (Config, error) {
 	return c, nil
 }
 
+// LoadBroker reads what tells where the broker is: State, Listen and NATS. An operator's command needs no more, and works where the hooks are not known or wrong.
+func LoadBroker() (Config, error) {
+	var env environment
+	if err := envconfig.Process("", &env); err != nil {
+		return Config{}, err // all fields are strings: this cannot fail
+	}
+	env.tidy()
+	var l loader
+	c := Config{State: env.State, Listen: env.Listen, NATS: l.nats(env)}
+	if len(l.problems) > 0 {
+		return Config{}, l.problems
+	}
+	return c, nil
+}
+
 // tidy trims every value and gives empty ones their default, which compose files make of `${NAME:-}`.
 func (e *environment) tidy() {
 	v := reflect.ValueOf(e).Elem()

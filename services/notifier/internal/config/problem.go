@@ -43,6 +43,9 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Suggest returns the known word that a misspelt one may stand for, or "".
+func Suggest(word string, known []string) string { return suggest(word, known) }
+
 // suggest returns the known word that is at most two typing errors from word, or "".
 func suggest(word string, known []string) string {
 	best, distance := "", 3

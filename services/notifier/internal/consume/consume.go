@@ -1,6 +1,7 @@
 package consume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,8 +35,8 @@ type Hook struct {
 // Attempt is what an Observer learns of each attempt to deliver.
 type Attempt struct {
 	Hook        string
-	EventID     string
-	Number      int // 1 is the first
+	Event       *events.Event // not to be changed
+	Number      int           // 1 is the first
 	Result      deliver.Result
 	SinceStored time.Duration // from the event's storage in the stream to the end of the attempt
 }
@@ -54,9 +55,18 @@ type Observer interface {
 	Loaded(hook string, load Load)
 }
 
-// Config is what a Consumer needs. Every field is required.
+// Source is a stream that a hook takes its messages from. The zero Source is the stream of events.
+type Source struct {
+	Stream string
+	// Subject is the only one whose messages are taken, from the first on; it says nothing about their type. Empty is every subject, from now on, each the type of
+	// its events.
+	Subject string
+}
+
+// Config is what a Consumer needs. Every field but Source is required.
 type Config struct {
 	JetStream jetstream.JetStream
+	Source    Source
 	Hook      Hook
 	Version   string // of the notifier, for the User-Agent
 	// Verify reads an event and proves its origin, as events.Verify does. An error that matches events.ErrUnverified says that it is an event of
@@ -117,6 +127,7 @@ func New(c Config) (*Consumer, error) {
 	if c.Hook.Rate > 0 {
 		pace = rate.NewLimiter(c.Hook.Rate, 1)
 	}
+	c.Source.Stream = cmp.Or(c.Source.Stream, events.StreamEvents)
 	return &Consumer{
 		Config:   c,
 		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second},
@@ -127,7 +138,7 @@ func New(c Config) (*Consumer, error) {
 	}, nil
 }
 
-// Durable returns the name of a hook's consumer on the stream of events.
+// Durable returns the name of a hook's consumer on its stream.
 func Durable(hook string) string { return "hook-" + hook }
 
 // Ready is closed once the hook has its consumer, and with it its place in the stream.
@@ -174,12 +185,12 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestWait)
 	defer cancel()
 	name := Durable(c.Hook.Name)
-	stream, err := c.JetStream.Stream(ctx, events.StreamEvents)
+	stream, err := c.JetStream.Stream(ctx, c.Source.Stream)
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return nil, errNotConnected
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read stream %s: %w", events.StreamEvents, err)
+		return nil, fmt.Errorf("read stream %s: %w", c.Source.Stream, err)
 	}
 	info := stream.CachedInfo()
 	if !c.created.Equal(info.Created) {
@@ -189,8 +200,10 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	var have jetstream.ConsumerConfig
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		have = jetstream.ConsumerConfig{Durable: name, DeliverPolicy: jetstream.DeliverNewPolicy}
+		have = jetstream.ConsumerConfig{Durable: name, FilterSubject: c.Source.Subject, DeliverPolicy: jetstream.DeliverNewPolicy}
 		switch {
+		case c.Source.Subject != "":
+			have.DeliverPolicy = jetstream.DeliverAllPolicy
 		case c.resume > 0 && (!c.created.Equal(info.Created) || c.resume > info.State.LastSeq+1):
 			have.DeliverPolicy = jetstream.DeliverAllPolicy
 			c.Log.Warn("stream was made anew, the consumer starts with its first event", "would_resume", c.resume, "last_sequence", info.State.LastSeq)
@@ -216,7 +229,7 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 				return nil, fmt.Errorf("delete consumer %s: %w", name, err)
 			}
 			clear(c.attempts)
-			have = jetstream.ConsumerConfig{Durable: name, DeliverPolicy: jetstream.DeliverAllPolicy}
+			have = jetstream.ConsumerConfig{Durable: name, FilterSubject: c.Source.Subject, DeliverPolicy: jetstream.DeliverAllPolicy}
 			break
 		}
 		have = cons.CachedInfo().Config
@@ -234,7 +247,7 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	have.PriorityPolicy = jetstream.PriorityPolicyPinned
 	have.PriorityGroups = []string{group}
 	have.PinnedTTL = c.pinnedTTL
-	cons, err = c.JetStream.CreateOrUpdateConsumer(ctx, events.StreamEvents, have)
+	cons, err = c.JetStream.CreateOrUpdateConsumer(ctx, c.Source.Stream, have)
 	if err != nil {
 		return nil, fmt.Errorf("make consumer %s: %w", name, err)
 	}
@@ -251,7 +264,7 @@ func (c *Consumer) ahead(ctx context.Context, stream jetstream.Stream, cons jets
 	}
 	info, err := stream.Info(ctx) // the one at hand is older than the consumer's
 	if err != nil {
-		return false, fmt.Errorf("read stream %s: %w", events.StreamEvents, err)
+		return false, fmt.Errorf("read stream %s: %w", c.Source.Stream, err)
 	}
 	if at <= info.State.LastSeq {
 		return false, nil

@@ -460,7 +460,7 @@ func TestEventsAreDeliveredInOrderAndAcknowledged(t *testing.T) {
 	if len(n.observer.attempts) != 3 {
 		t.Fatalf("%d attempts observed, want 3", len(n.observer.attempts))
 	}
-	if a := n.observer.attempts[0]; a.Hook != "h" || a.EventID != want[0] || a.Number != 1 || a.Result.Class != deliver.OK {
+	if a := n.observer.attempts[0]; a.Hook != "h" || a.Event.ID != want[0] || a.Number != 1 || a.Result.Class != deliver.OK {
 		t.Errorf("observed %+v", a)
 	}
 }

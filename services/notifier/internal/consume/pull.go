@@ -186,7 +186,7 @@ func (p *puller) read(msg jetstream.Msg) (work, error) {
 		w.letter = &deadletter.Letter{Class: deadletter.Unverified, Reason: err.Error()}
 	case err != nil:
 		w.letter = &deadletter.Letter{Class: deadletter.Undecodable, Reason: err.Error()}
-	case string(e.Type) != msg.Subject():
+	case p.c.Source.Subject == "" && string(e.Type) != msg.Subject():
 		reason := fmt.Sprintf("an event of type %s was published to %s", e.Type, msg.Subject())
 		w.letter = &deadletter.Letter{Class: deadletter.SubjectMismatch, Reason: reason, EventID: e.ID}
 	default:

@@ -12,7 +12,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/order"
@@ -474,7 +473,7 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 	h.lastStatus = res.Status
 	s.c.Observer.Attempted(Attempt{
 		Hook:        s.c.Hook.Name,
-		EventID:     e.ID,
+		Event:       e,
 		Number:      h.attempts,
 		Result:      res,
 		SinceStored: max(0, now.Sub(o.work.meta.Timestamp)), // by two clocks
@@ -588,7 +587,7 @@ func (s *session) unpin(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryAgain)
 	defer cancel()
-	stream, err := s.c.JetStream.Stream(ctx, events.StreamEvents)
+	stream, err := s.c.JetStream.Stream(ctx, s.c.Source.Stream)
 	if err == nil {
 		err = stream.UnpinConsumer(ctx, Durable(s.c.Hook.Name), group)
 	}

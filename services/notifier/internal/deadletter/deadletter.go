@@ -2,27 +2,33 @@
 // WG_DEAD, one subject for each hook.
 //
 // A letter is stored before the message it came from is terminated, so a crash between the two leaves both, and the letter's message id then drops
-// the second copy. The package decides nothing: what is dead, the consumer says.
+// the second copy. The other way it is the same: a letter is sent to its hook again before it is removed. The package decides nothing: what is dead, the
+// consumer says, and what is sent again or thrown away, an operator.
 package deadletter
 
 import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 )
 
 // Stream holds the dead letters of all hooks. Its MaxMsgSize must leave room for the headers beside an event of events.MaxSize.
-const Stream = "WG_DEAD"
+const Stream = broker.StreamDead
 
 // Subject returns where the dead letters of a hook are published.
-func Subject(hook string) string { return "wg.dead." + hook }
+func Subject(hook string) string { return broker.SubjectDead + hook }
+
+// RetrySubject returns where messages are published that a hook is to get once more, outside of the order of its events.
+func RetrySubject(hook string) string { return broker.SubjectRetry + hook }
 
 // The headers of a letter. Its body is the message's, byte by byte, and events.HeaderSignature is kept beside them.
 const (
@@ -37,6 +43,9 @@ const (
 	HeaderSequence     = "Wg-Stream-Sequence" // the message's place in the stream of events
 	HeaderStored       = "Wg-Stored"          // RFC 3339, when the message was stored there
 )
+
+// origin are the headers that tell where the message came from.
+var origin = []string{HeaderSubject, HeaderSequence, HeaderStored}
 
 // Class says why a message is dead: one of those below, or the deliver.Class of the last attempt. It is a metric label: the set is closed.
 type Class string
@@ -91,9 +100,16 @@ func Bury(ctx context.Context, js jetstream.JetStream, hook string, msg jetstrea
 	set(HeaderFirstAttempt, stamp(l.First))
 	set(HeaderLastAttempt, stamp(l.Last))
 	set(HeaderEventID, l.EventID)
-	set(HeaderSubject, msg.Subject())
-	set(HeaderSequence, strconv.FormatUint(meta.Sequence.Stream, 10))
-	set(HeaderStored, stamp(meta.Timestamp))
+	if strings.HasPrefix(msg.Subject(), broker.SubjectRetry) {
+		// It was a letter before, which told where the message came from.
+		for _, name := range origin {
+			set(name, msg.Headers().Get(name))
+		}
+	} else {
+		set(HeaderSubject, msg.Subject())
+		set(HeaderSequence, strconv.FormatUint(meta.Sequence.Stream, 10))
+		set(HeaderStored, stamp(meta.Timestamp))
+	}
 
 	letter := &nats.Msg{Subject: Subject(hook), Header: h, Data: msg.Data()}
 	// The time tells the message from one at the same place of a stream made anew.

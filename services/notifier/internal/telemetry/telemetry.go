@@ -67,6 +67,11 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "wgherald", Subsystem: "notifier", Name: name, Help: help}, read))
 }
 
+// Counter adds a count that is read when it is asked for.
+func (m *Metrics) Counter(name, help string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "wgherald", Subsystem: "notifier", Name: name, Help: help}, read))
+}
+
 // Attempted implements consume.Observer.
 func (m *Metrics) Attempted(a consume.Attempt) {
 	m.attempts.WithLabelValues(a.Hook, string(a.Result.Class)).Inc()

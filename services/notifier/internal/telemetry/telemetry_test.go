@@ -72,7 +72,7 @@ func everything(m *Metrics) {
 		deliver.DNS, deliver.TLS, deliver.Refused, deliver.Network, deliver.Blocked,
 	} {
 		m.Attempted(consume.Attempt{
-			Hook: "chat", EventID: "an-id", Number: 1, SinceStored: 2 * time.Second,
+			Hook: "chat", Number: 1, SinceStored: 2 * time.Second,
 			Result: deliver.Result{Class: c, Reason: "a reason", Status: 200, Answer: "an answer", Latency: time.Millisecond},
 		})
 	}
