@@ -37,7 +37,7 @@ func (s *story) live(ctx context.Context) error {
 	if err := s.erin().Down(); err != nil {
 		return err
 	}
-	s.say("erin-router goes without a word (WireGuard has none): gone when the keys expire, after 180 s")
+	s.say("erin-router goes without a word (WireGuard has none): unreachable when nobody answers the hub, or gone when the keys expire, after 180 s")
 
 	happenings := []struct {
 		text string
@@ -58,7 +58,7 @@ func (s *story) live(ctx context.Context) error {
 		if err := s.rest(ctx, awake); err != nil {
 			return err
 		}
-		if s.expired(s.erin(), left) {
+		if s.gone(s.erin(), left) {
 			s.say("erin-router is back")
 			if err := s.connect(ctx, s.erin()); err != nil {
 				return err
@@ -117,8 +117,8 @@ func (s *story) addAgain(ctx context.Context, c *lab.Client) error {
 	return s.connect(ctx, c)
 }
 
-// expired reports whether a client's disconnection has been delivered, not looking at the first from requests.
-func (s *story) expired(c *lab.Client, from int) bool {
+// gone reports whether a client's disconnection has been delivered, not looking at the first from requests.
+func (s *story) gone(c *lab.Client, from int) bool {
 	for _, d := range s.lab.Sink.All()[from:] {
 		if d.OK() && d.Event.Type == events.PeerDisconnected && d.Event.Subject == c.PublicKey().String() {
 			return true

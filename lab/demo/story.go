@@ -109,7 +109,6 @@ func (s *story) connect(ctx context.Context, c *lab.Client) error {
 				equal("name", d.Peer.Name, c.Name),
 				equal("address", address(d.Peer.Endpoint), c.Outside()),
 				equal("inferred", d.Inferred, false),
-				equal("resumed", d.Session.Resumed, false),
 			)
 		}})
 }

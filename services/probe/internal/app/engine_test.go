@@ -223,6 +223,7 @@ func TestNote(t *testing.T) {
 		}, 0},
 		"first data of somebody else":           {[]heard{{noteInitiation, "wg0", other, events.Key{2}, stamp(1)}, {note: noteFirstData, src: stranger}}, 64 * ms},
 		"who is connected renews its keys":      {[]heard{{noteInitiation, "wg0", connected, events.Key{1}, stamp(1)}, {note: noteFirstData, src: connected}}, time.Hour},
+		"who is connected comes from elsewhere": {[]heard{{noteInitiation, "wg0", other, events.Key{1}, stamp(1)}}, 64 * ms},
 		"a key that is not known":               {[]heard{{noteInitiation, "wg0", stranger, events.Key{3}, stamp(1)}}, 0},
 		"an initiation for one of several":      {[]heard{{note: noteUnopened, name: "wg0", src: stranger}}, 64 * ms},
 		"one that was skipped":                  {[]heard{{note: noteUnopened, name: "wg0"}}, 500 * ms},

@@ -35,8 +35,8 @@ type Answer struct {
 	Heard      bool // the interface is up
 	Freshness  Freshness
 	Configured bool // as of the latest look
-	// Awaited is true where a session may come about that is news. A peer that has one renews its keys, which the next look without cause finds early
-	// enough: of a thousand peers, eight do so each second.
+	// Awaited is true where a session may come about that is news. A peer that has one, and is where it was, renews its keys, which the next look without
+	// cause finds early enough: of a thousand peers, eight do so each second.
 	Awaited bool
 	// Pending is true where the key is not configured as far as is known: the next look decides whether that is news.
 	Pending bool
@@ -69,7 +69,7 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 	p := i.peers[k.Key]
 	switch {
 	case p != nil:
-		a.Configured, a.Awaited = true, !p.Connected
+		a.Configured, a.Awaited = true, !p.Connected || bare(p.Endpoint) != k.Src
 		// A timestamp of which strangers keep no note, because it is too far in the future, may be sent again and again: it counts once.
 		if a.Freshness != Replayed && k.Timestamp.Compare(p.tried) > 0 {
 			p.tried = k.Timestamp
