@@ -26,7 +26,7 @@ import (
 const contenderEnv = "WGHERALD_TEST_CONTENDER"
 
 // contenderTiming is long enough for a busy machine to keep an owner owner, and short enough for many takeovers.
-var contenderTiming = timing{ackWait: 700 * time.Millisecond, pinnedTTL: 450 * time.Millisecond}
+var contenderTiming = timing{ackWait: 700 * time.Millisecond, pinnedTTL: 450 * time.Millisecond, audit: time.Second}
 
 func TestMain(m *testing.M) {
 	if text := os.Getenv(contenderEnv); text != "" {

@@ -25,6 +25,10 @@ type work struct {
 	meta   *jetstream.MsgMetadata
 	event  *events.Event      // nil when the message is no acceptable event
 	letter *deadletter.Letter // then why
+
+	key      string    // of its place in the queue
+	until    time.Time // of a held disconnection, by the broker's clock: a connection stored by then makes neither of them news
+	unwanted bool      // by the filter; it has a place all the same, because it may end, or begin, a hold
 }
 
 func (w work) seq() uint64 { return w.meta.Sequence.Stream }
@@ -49,8 +53,14 @@ type puller struct {
 	pinned bool
 }
 
-// wait is how long a request waits at the server. The server counts PinnedTTL from the last request, so there must be several within it.
-func (p *puller) wait() time.Duration { return p.c.pinnedTTL / 3 }
+// wait is how long a request waits at the server. The server counts PinnedTTL from the last request, so there must be several within it. Without the pin
+// it is short: a server (2.15) that finds the request of a notifier that has gone gives it the pin, and nobody gets anything for PinnedTTL.
+func (p *puller) wait() time.Duration {
+	if !p.pinned {
+		return min(standbyWait, p.c.pinnedTTL/3)
+	}
+	return p.c.pinnedTTL / 3
+}
 
 func (p *puller) run(ctx context.Context) {
 	nc := p.c.JetStream.Conn()
