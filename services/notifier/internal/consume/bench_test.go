@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +21,15 @@ import (
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 )
+
+// busy returns the processor time that this process has taken.
+func busy(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
 
 // bare measures net/http alone: n requests with this body, as many in flight as a hook has.
 func bare(b *testing.B, url string, body []byte, n int) (perSecond float64) {
@@ -50,6 +60,11 @@ func bare(b *testing.B, url string, body []byte, n int) (perSecond float64) {
 //
 //	go test ./internal/consume -run '^$' -bench Deliver -benchtime 20000x
 func BenchmarkDeliver(b *testing.B) {
+	b.Run("verified", func(b *testing.B) { benchmarkDeliver(b, true) })
+	b.Run("unverified", func(b *testing.B) { benchmarkDeliver(b, false) })
+}
+
+func benchmarkDeliver(b *testing.B, verify bool) {
 	br := &broker{t: b, opts: brokerOptions(b)}
 	br.opts.SyncAlways = true
 	br.begin()
@@ -83,14 +98,20 @@ func BenchmarkDeliver(b *testing.B) {
 		}
 	}))
 	b.Cleanup(srv.Close)
-	before := bare(b, srv.URL, body, min(b.N, 20_000))
+	at := busy(b)
+	before := bare(b, srv.URL, body, b.N)
+	bareBusy := busy(b) - at
 
 	n.Store(0)
 	most.Store(int64(b.N))
+	at = busy(b)
 	b.ResetTimer()
 	run(b, br, &sink{Server: srv}, func(c *Config, _ *timing) {
 		c.Log = slog.New(slog.DiscardHandler)
 		c.Hook.Policy.From = From{All: true}
+		if !verify {
+			return
+		}
 		c.Verify = func(body []byte, signature string) (*events.Event, error) {
 			return events.Verify(body, signature, ring)
 		}
@@ -98,6 +119,8 @@ func BenchmarkDeliver(b *testing.B) {
 	<-done
 	rate := float64(b.N) / b.Elapsed().Seconds()
 	b.StopTimer()
+	b.ReportMetric(float64((busy(b)-at).Microseconds())/float64(b.N), "cpu-µs/delivery")
+	b.ReportMetric(float64(bareBusy.Microseconds())/float64(b.N), "cpu-µs/bare")
 	br.finished("h")
 	b.ReportMetric(rate, "deliveries/s")
 	b.ReportMetric(before, "bare/s")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -102,6 +103,18 @@ func (p *puller) fetch(ctx context.Context, n int) error {
 		return p.failed(ctx, err)
 	}
 	msgs, status := batch.Messages(), p.status
+	// Signatures are checked side by side, and what they are on is handed on in its order.
+	inOrder := make(chan chan work, n)
+	var handOn sync.WaitGroup
+	handOn.Go(func() {
+		for read := range inOrder {
+			if w := <-read; w.msg != nil {
+				p.out <- w // the session takes it as long as the puller runs
+			}
+		}
+	})
+	defer handOn.Wait()
+	defer close(inOrder)
 	for {
 		select {
 		case <-status:
@@ -113,12 +126,9 @@ func (p *puller) fetch(ctx context.Context, n int) error {
 				return p.failed(ctx, batch.Error())
 			}
 			p.pinned = true
-			w, err := p.read(msg)
-			if err != nil {
-				p.c.Log.Warn("message without a place in the stream is left alone", "error", err)
-				continue
-			}
-			p.out <- w // the session takes it as long as the puller runs
+			read := make(chan work, 1)
+			inOrder <- read
+			go func() { read <- p.read(msg) }()
 		}
 	}
 }
@@ -183,11 +193,13 @@ func (p *puller) failed(ctx context.Context, err error) error {
 	return nil
 }
 
-// read decodes a message and proves its origin. What it says about an unacceptable one goes into the dead letter.
-func (p *puller) read(msg jetstream.Msg) (work, error) {
+// read decodes a message and proves its origin. What it says about an unacceptable one goes into the dead letter. It returns no message when there is
+// none of the stream.
+func (p *puller) read(msg jetstream.Msg) work {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return work{}, err
+		p.c.Log.Warn("message without a place in the stream is left alone", "error", err)
+		return work{}
 	}
 	w := work{msg: msg, meta: meta}
 	e, err := p.c.Verify(msg.Data(), msg.Headers().Get(events.HeaderSignature))
@@ -202,5 +214,5 @@ func (p *puller) read(msg jetstream.Msg) (work, error) {
 	default:
 		w.event = e
 	}
-	return w, nil
+	return w
 }

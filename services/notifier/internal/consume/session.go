@@ -517,8 +517,7 @@ func (s *session) circuit() Circuit {
 	}
 }
 
-// pull asks for messages, as many as there are workers, as soon as half of the workers have nothing more to come: small requests cost as much as
-// large ones. While recovering everything un-acked must come, and up to maxAckPending it can.
+// pull asks for messages, as soon as there is room for half of what is fetched ahead: small requests cost as much as large ones. While recovering everything un-acked must come, and up to maxAckPending it can.
 //
 // While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
 // be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
@@ -527,10 +526,11 @@ func (s *session) pull() {
 	if s.pulling {
 		return
 	}
-	n, limit := min(s.concurrency, 2*s.concurrency-s.queue.Working()-s.queue.Ready()), holdLimit
+	full, limit := prefetch*s.concurrency, holdLimit
+	n := full - s.queue.Ready()
 	switch {
 	case s.recovering:
-		n, limit = 100, maxAckPending
+		full, n, limit = 100, 100, maxAckPending
 	case s.c.breaker.Open():
 		if s.queue.Ready() == 0 && s.held() < limit {
 			s.pulling = true
@@ -538,7 +538,7 @@ func (s *session) pull() {
 		}
 		return
 	}
-	if 2*n < s.concurrency {
+	if 2*n < full {
 		return
 	}
 	if n = min(n, limit-s.held()); n > 0 {
