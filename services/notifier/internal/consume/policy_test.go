@@ -354,6 +354,18 @@ func TestEventsThatTheStreamDroppedAreReported(t *testing.T) {
 		eventually(t, "the loss is counted", func() bool { return lost(n) == 3 })
 		said(t, n, 3)
 	})
+	t.Run("before there was a hook", func(t *testing.T) {
+		t.Parallel()
+		b, s := newBroker(t), newSink(t, ok)
+		want := b.publish("alice", "alice", "alice")[1:]
+		keepOnly(t, b, 2)
+		n := run(t, b, s, withPolicy(Policy{From: From{All: true}}), withAudit(50*time.Millisecond))
+		same(t, "what there is", want, s.take(t, "", 2))
+		time.Sleep(200 * time.Millisecond) // some looks
+		if have := lost(n); have != 0 {
+			t.Errorf("%d are counted, want none", have)
+		}
+	})
 	t.Run("in front of a broken hook", func(t *testing.T) {
 		t.Parallel()
 		b, g := newBroker(t), &gate{}
