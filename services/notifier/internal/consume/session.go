@@ -517,7 +517,8 @@ func (s *session) circuit() Circuit {
 	}
 }
 
-// pull asks for messages, as soon as there is room for half of what is fetched ahead: small requests cost as much as large ones. While recovering everything un-acked must come, and up to maxAckPending it can.
+// pull asks for messages, as soon as there is room for half of what is fetched ahead: small requests cost as much as large ones. While recovering
+// everything un-acked must come, and up to maxAckPending it can.
 //
 // While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
 // be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
