@@ -175,9 +175,13 @@ func (b *broker) pin(hook string) string {
 // finished waits until everything is delivered to the hook and acknowledged.
 func (b *broker) finished(hook string) {
 	b.t.Helper()
+	stream, err := b.js.Stream(b.t.Context(), events.StreamEvents)
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	eventually(b.t, "everything is acknowledged", func() bool {
-		info := b.info(hook)
-		return info.NumPending == 0 && info.NumAckPending == 0
+		info := b.info(hook) // a consumer may not count yet what was stored a moment ago
+		return info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Stream >= stream.CachedInfo().State.LastSeq
 	})
 }
 
