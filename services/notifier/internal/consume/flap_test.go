@@ -36,7 +36,7 @@ func (b *broker) say(word, peer string) string {
 
 func TestFlaps(t *testing.T) {
 	t.Parallel()
-	const hold = 1500 * time.Millisecond
+	const hold = 2 * time.Second
 	for _, tt := range []struct {
 		name string
 		// words are those of say, "wait" lets the hold pass. One that is delivered has an asterisk, in the order of delivery.
@@ -143,11 +143,11 @@ func TestAHoldOutlastsItsOwner(t *testing.T) {
 func TestADisconnectionInABacklogIsDecidedByTheStreamAlone(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)
-	const hold = 1500 * time.Millisecond
+	const hold = 5 * time.Second
 	opts := []option{withPolicy(Policy{Hold: hold}), withTiming(time.Minute, 3*time.Second)}
 	run(t, b, s, opts...).stop()
 	b.say("expired", "alice")
-	b.publish(peers(200)...) // more than one request brings
+	b.publish(peers(100)...) // more than one request brings
 	b.say("connected", "alice")
 	last := b.say("expired", "alice")
 	time.Sleep(hold) // every hold is over
