@@ -144,7 +144,7 @@ func TestADisconnectionInABacklogIsDecidedByTheStreamAlone(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)
 	const hold = 5 * time.Second
-	opts := []option{withPolicy(Policy{Hold: hold}), withTiming(time.Minute, 3*time.Second)}
+	opts := []option{withPolicy(Policy{Hold: hold}), withTiming(2*time.Second, 3*time.Second)}
 	run(t, b, s, opts...).stop()
 	b.say("expired", "alice")
 	b.publish(peers(100)...) // more than one request brings
