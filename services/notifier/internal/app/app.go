@@ -12,7 +12,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/admin"
@@ -190,7 +189,7 @@ func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify f
 			Target: h.Target(),
 			Filter: filter,
 			Format: format,
-			Retry:  h.Schedule(), RetryRejected: h.Other4xx, Rate: rate.Limit(h.Rate),
+			Retry:  h.Schedule(), RetryRejected: h.Other4xx, Policy: h.Policy,
 		},
 		Version: version, Verify: verify, Observer: observer, Log: log,
 	})

@@ -25,3 +25,15 @@ func (all observers) Loaded(hook string, load consume.Load) {
 		o.Loaded(hook, load)
 	}
 }
+
+func (all observers) Withheld(hook string, events int) {
+	for _, o := range all {
+		o.Withheld(hook, events)
+	}
+}
+
+func (all observers) Lost(hook string, events uint64) {
+	for _, o := range all {
+		o.Lost(hook, events)
+	}
+}

@@ -94,6 +94,12 @@ func (l *Log) Buried(string, deadletter.Class) {}
 // Loaded implements consume.Observer.
 func (l *Log) Loaded(string, consume.Load) {}
 
+// Withheld implements consume.Observer.
+func (l *Log) Withheld(string, int) {}
+
+// Lost implements consume.Observer.
+func (l *Log) Lost(string, uint64) {}
+
 // Run writes until ctx ends, and says at most once a minute that records were dropped. What waits then is still sent.
 func (l *Log) Run(ctx context.Context) error {
 	report := time.NewTicker(reportEach)

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
 )
@@ -101,8 +102,20 @@ func (h Hook) describeRetry() string {
 
 func (h Hook) describeLimit() string {
 	text := fmt.Sprintf("%d at a time", cmp.Or(h.Concurrency, deliver.DefaultConcurrency))
-	if h.Rate > 0 {
-		text += fmt.Sprintf(", one in %s", time.Duration(float64(time.Second)/h.Rate).Round(time.Microsecond))
+	if h.Policy.Rate > 0 {
+		text += fmt.Sprintf(", one in %s", time.Duration(float64(time.Second)/h.Policy.Rate).Round(time.Microsecond))
+	}
+	if h.Policy.Order == consume.Unordered {
+		text += ", in any order"
+	}
+	if h.Policy.Hold > 0 {
+		text += fmt.Sprintf(", disconnects held back %s", h.Policy.Hold)
+	}
+	switch from := h.Policy.From; {
+	case from.All:
+		text += ", from the beginning"
+	case from.Ago > 0:
+		text += fmt.Sprintf(", from %s ago", from.Ago)
 	}
 	return text
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/retry"
@@ -82,8 +83,8 @@ type Hook struct {
 	Retry    retry.Policy // the zero value is retry.Default()
 	Other4xx bool         // answers of 4xx that are refusals are tried again, too
 
-	Concurrency int     // attempts at a time; 0 is deliver.DefaultConcurrency
-	Rate        float64 // attempts that begin in a second; 0 is no limit
+	Concurrency int // attempts at a time; 0 is deliver.DefaultConcurrency
+	Policy      consume.Policy
 }
 
 // Schedule returns when failed deliveries are tried again.

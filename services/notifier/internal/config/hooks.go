@@ -18,6 +18,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
 	"github.com/wgherald/wgherald/services/notifier/internal/retry"
@@ -122,7 +123,7 @@ var hookFields = []string{
 	"types", "nodes", "interfaces", "peers", "tags", "endpoints",
 	"format", "template", "template_file", "content_type", "redact",
 	"headers", "basic_auth", "bearer_file", "timeout", "connect_timeout", "ca_file", "client_cert_file", "client_key_file", "proxy", "proxy_file", "private",
-	"retry", "concurrency", "rate",
+	"retry", "concurrency", "rate", "order", "hold", "from",
 }
 
 // one reads a hook.
@@ -138,6 +139,7 @@ func (p *hooksParser) one(n ast.Node) {
 	var template, contentType ast.Node
 	tlsAt := map[string]ast.Node{} // keys that need TLS
 	var login Secret
+	var holdAt ast.Node
 	p.mapping(n, "", hookFields, func(key string, at, value ast.Node) {
 		switch key {
 		case "name":
@@ -214,7 +216,15 @@ func (p *hooksParser) one(n ast.Node) {
 		case "concurrency":
 			h.Concurrency = p.concurrency(value)
 		case "rate":
-			h.Rate = p.rate(value)
+			if h.Policy.Rate = p.rate(value); h.Policy.Rate > 0 {
+				h.Policy.Burst = 1 // evenly spread
+			}
+		case "order":
+			h.Policy.Order = consume.Order(p.choice(value, key, string(consume.PerPeer), string(consume.Unordered)))
+		case "hold":
+			h.Policy.Hold, holdAt = p.duration(value, key, time.Second, consume.MaxHold), value
+		case "from":
+			h.Policy.From = p.from(value)
 		case "private":
 			h.PublicOnly = p.choice(value, key, "allow", "deny") == "deny"
 		}
@@ -227,6 +237,9 @@ func (p *hooksParser) one(n ast.Node) {
 			h.Headers = map[string]Secret{}
 		}
 		h.Headers["Authorization"] = login
+	}
+	if h.Policy.Hold > 0 && h.Policy.Order == consume.Unordered {
+		p.wrong(holdAt, "hold", "given together with order: none: what is held back needs an order")
 	}
 	switch {
 	case len(urls) == 0:
@@ -662,7 +675,26 @@ func (p *hooksParser) rate(n ast.Node) float64 {
 		return 0
 	}
 	count, _ := strconv.ParseFloat(m[1], 64) // the form lets only digits pass
-	return count / map[string]float64{"s": 1, "m": 60, "h": 3600}[m[2]]
+	r := count / map[string]float64{"s": 1, "m": 60, "h": 3600}[m[2]]
+	if r > consume.MaxRate {
+		p.wrong(n, "rate", "%s is more than %d/s: leave it out for no limit", text, consume.MaxRate)
+	}
+	return r
+}
+
+// from reads where a hook begins that is new to the broker.
+func (p *hooksParser) from(n ast.Node) consume.From {
+	switch text, ok := p.text(n, "from"); {
+	case !ok, text == "new":
+		return consume.From{}
+	case text == "all":
+		return consume.From{All: true}
+	case text == "" || text[0] < '0' || text[0] > '9':
+		p.wrong(n, "from", "%.40q is neither new, all nor a duration such as 1h", text)
+		return consume.From{}
+	default:
+		return consume.From{Ago: p.duration(n, "from", time.Second, consume.MaxBacklog)}
+	}
 }
 
 func (p *hooksParser) number(n ast.Node, field string, low, high float64) float64 {

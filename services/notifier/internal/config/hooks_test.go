@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
@@ -221,8 +222,19 @@ hooks:
 		"limits": {
 			yaml: "hooks:\n- {name: a, url: 'https://h', concurrency: 1, rate: 10/s}\n- {name: b, url: 'https://h', rate: 30/m}",
 			want: []Hook{
-				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Concurrency: 1, Rate: 10},
-				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Rate: 0.5},
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Concurrency: 1, Policy: consume.Policy{Rate: 10, Burst: 1}},
+				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Policy: consume.Policy{Rate: 0.5, Burst: 1}},
+			},
+		},
+		"order, hold and a beginning": {
+			yaml: "hooks:\n- {name: a, url: 'https://h', order: none, from: all}\n- {name: b, url: 'https://h', order: peer, hold: 30s, from: 1h}\n- {name: c, url: 'https://h', from: new}",
+			want: []Hook{
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Policy: consume.Policy{Order: consume.Unordered, From: consume.From{All: true}}},
+				{
+					Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second,
+					Policy: consume.Policy{Order: consume.PerPeer, Hold: 30 * time.Second, From: consume.From{Ago: time.Hour}},
+				},
+				{Name: "c", URL: NewSecret("https://h"), Timeout: 15 * time.Second},
 			},
 		},
 		"a list of none": {yaml: "hooks: []"},
@@ -347,6 +359,12 @@ func TestHooksFileMistakes(t *testing.T) {
 		"no concurrency":                {hook("concurrency: 0"), []string{`4: hook ops: concurrency: "0" is no whole number from 1 to 256`}},
 		"too much concurrency":          {hook("concurrency: 257"), []string{`4: hook ops: concurrency: "257" is no whole number from 1 to 256`}},
 		"a rate without time":           {hook("rate: 10"), []string{`4: hook ops: rate: "10" is no rate, such as 10/s, 30/m or 100/h`}},
+		"a rate beyond all":             {hook("rate: 99999/s"), []string{`4: hook ops: rate: 99999/s is more than 10000/s: leave it out for no limit`}},
+		"an order that is none":         {hook("order: some"), []string{`4: hook ops: order: some is not known: did you mean none?`}},
+		"a hold for too long":           {hook("hold: 1h"), []string{`4: hook ops: hold: 1h is not between 1s and 10m0s`}},
+		"a hold without order":          {hook("order: none\nhold: 30s"), []string{`5: hook ops: hold: given together with order: none: what is held back needs an order`}},
+		"a beginning that is none":      {hook("from: start"), []string{`4: hook ops: from: "start" is neither new, all nor a duration such as 1h`}},
+		"a beginning too long ago":      {hook("from: 9999h"), []string{`4: hook ops: from: 9999h is not between 1s and 720h0m0s`}},
 		"a rate of nothing":             {hook("rate: 0/s"), []string{`4: hook ops: rate: "0/s" is no rate, such as 10/s, 30/m or 100/h`}},
 		"a secret for its file":         {hook("secret_file: whsec_hunter2"), []string{"4: hook ops: secret_file: want the path of a file, not what is in it"}},
 		"a url for its file":            {"hooks:\n- name: a\n  url_file: https://h/hunter2", []string{"3: hook a: url_file: want the path of a file, not what is in it"}},

@@ -29,7 +29,7 @@ type Hook struct {
 	Retry  retry.Policy
 	// RetryRejected has answers of class deliver.Rejected tried again, too.
 	RetryRejected bool
-	Rate          rate.Limit // attempts that begin in a second, evenly spread; 0 is no limit
+	Policy        Policy
 }
 
 // Attempt is what an Observer learns of each attempt to deliver.
@@ -46,13 +46,26 @@ type Load struct {
 	Pending  uint64 // messages in the stream that the hook has not got yet, as of the last message it got
 	Held     int    // messages it has and has not acknowledged
 	InFlight int    // attempts under way
+	Circuit  Circuit
 }
+
+// Circuit says whether a hook is served. It is a metric label: the set is closed.
+type Circuit string
+
+// The states of a circuit.
+const (
+	Closed  Circuit = "closed"  // it is
+	Open    Circuit = "open"    // it failed too often in a row: its events wait in the stream
+	Testing Circuit = "testing" // as open, and one event is being tried
+)
 
 // Observer is told what happens. Its methods are called from the goroutine that serves the hook and must not block; several hooks call at a time.
 type Observer interface {
 	Attempted(Attempt)
 	Buried(hook string, class deadletter.Class) // a dead letter was stored
 	Loaded(hook string, load Load)
+	Withheld(hook string, events int) // a disconnection and the connection that followed it within Policy.Hold
+	Lost(hook string, events uint64)  // the stream dropped them by age or size before they were delivered
 }
 
 // Source is a stream that a hook takes its messages from. The zero Source is the stream of events.
@@ -78,12 +91,14 @@ type Config struct {
 
 const (
 	group     = "hook" // of the pinned client
+	prefetch  = 4      // messages ready for each worker; they are kept un-acked like all that is held
 	holdLimit = 750    // un-acked messages at which a hook stops pulling; the rest up to MaxAckPending is for recovery
 	// maxAckPending bounds what a consumer may have delivered and not acknowledged. At the bound it stands still.
 	maxAckPending = 1000
 	stopGrace     = 3 * time.Second // for attempts under way when the hook stops
 	requestWait   = 5 * time.Second // for one request to the server
 	tryAgain      = time.Second     // after a failed request to the server
+	standbyWait   = 2 * time.Second // for the pin, in one request
 	recoverPoll   = 250 * time.Millisecond
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
 )
@@ -95,6 +110,7 @@ var errNotConnected = errors.New("the broker is not connected")
 type timing struct {
 	ackWait   time.Duration // after which an un-acked message comes back
 	pinnedTTL time.Duration // after which an owner that does not pull loses the hook
+	audit     time.Duration // between two looks at what the stream has dropped
 }
 
 // Consumer delivers to one hook.
@@ -102,7 +118,6 @@ type Consumer struct {
 	Config
 	timing
 	sender *deliver.Sender
-	pace   *rate.Limiter // nil is no limit
 	ready  chan struct{}
 
 	// attempts remembers, by stream sequence, how the delivery of un-acked messages went so far. It outlives a session: a lost connection must not
@@ -112,6 +127,10 @@ type Consumer struct {
 	resume uint64
 	// created is when the stream was made in which resume and attempts count.
 	created time.Time
+	breaker retry.Breaker
+	limiter *rate.Limiter // nil for no limit
+	// dropped is the last stream sequence that is known to have been dropped by the stream undelivered, and was reported.
+	dropped uint64
 	// waiting is since when the hook waits for its consumer, zero while it does not: what is stored meanwhile is for it.
 	waiting time.Time
 }
@@ -119,23 +138,22 @@ type Consumer struct {
 // New checks the hook's target and schedule and returns a consumer for it.
 func New(c Config) (*Consumer, error) {
 	sender, err := deliver.New(c.Hook.Target, c.Version)
-	if err = errors.Join(err, c.Hook.Retry.Validate()); err != nil {
+	if err = errors.Join(err, c.Hook.Retry.Validate(), c.Hook.Policy.Validate()); err != nil {
 		return nil, fmt.Errorf("hook %s: %w", c.Hook.Name, err)
 	}
 	c.Log = c.Log.With("hook", c.Hook.Name)
-	var pace *rate.Limiter
-	if c.Hook.Rate > 0 {
-		pace = rate.NewLimiter(c.Hook.Rate, 1)
-	}
 	c.Source.Stream = cmp.Or(c.Source.Stream, events.StreamEvents)
-	return &Consumer{
+	consumer := &Consumer{
 		Config:   c,
-		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second},
+		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second, audit: time.Minute},
 		sender:   sender,
-		pace:     pace,
 		ready:    make(chan struct{}),
 		attempts: map[uint64]*history{},
-	}, nil
+	}
+	if p := c.Hook.Policy; p.Rate > 0 {
+		consumer.limiter = rate.NewLimiter(rate.Limit(p.Rate), p.burst())
+	}
+	return consumer, nil
 }
 
 // Durable returns the name of a hook's consumer on its stream.
@@ -178,8 +196,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 	return nil
 }
 
-// open returns the hook's durable consumer with the settings of this version, making it when there is none. A new hook starts with new events, among
-// them those that were stored while it waited for the broker or the stream; a consumer that was deleted behind our back starts where it was. In a stream
+// open returns the hook's durable consumer with the settings of this version, making it when there is none. A new hook starts where its policy says, and
+// with those that were stored while it waited for the broker or the stream; a consumer that was deleted behind our back starts where it was. In a stream
 // that was made anew, as after the loss of the broker's disk, that place means nothing: all that is in it is new.
 func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestWait)
@@ -195,6 +213,7 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	info := stream.CachedInfo()
 	if !c.created.Equal(info.Created) {
 		clear(c.attempts)
+		c.dropped = 0
 	}
 	cons, err := stream.Consumer(ctx, name)
 	var have jetstream.ConsumerConfig
@@ -210,9 +229,14 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 		case c.resume > 0:
 			have.DeliverPolicy, have.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.resume
 			c.Log.Warn("consumer was deleted, it is made again", "from_sequence", c.resume)
-		case !c.waiting.IsZero():
+		case c.Hook.Policy.From.All:
+			have.DeliverPolicy = jetstream.DeliverAllPolicy
+		case c.Hook.Policy.From.Ago > 0 || !c.waiting.IsZero():
 			// By the broker's clock, which need not be ours.
-			start := info.TimeStamp.Add(-time.Since(c.waiting))
+			start := info.TimeStamp.Add(-c.Hook.Policy.From.Ago)
+			if !c.waiting.IsZero() {
+				start = start.Add(-time.Since(c.waiting))
+			}
 			have.DeliverPolicy, have.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
 		}
 	case errors.Is(err, nats.ErrReconnectBufExceeded):

@@ -9,6 +9,10 @@
 //
 //	puller ──arrival──► session ──work──► worker ──outcome──► session ──► acknowledge, or bury ──closed──► session
 //
+// A hook that fails five times in a row is broken (retry.Breaker): no more is pulled and one event at a time is tried, at growing intervals, until one is
+// accepted; the backlog waits in the stream, see session.pull. What a Policy asks for besides acts before the workers: the rate and the order in
+// session.dispatch, the hold of disconnections in flap.go. What the stream dropped in the meantime is noticed in audit.go.
+//
 // A message is held un-acked, and kept so by InProgress, until its delivery or its dead letter is certain. Order survives because nothing is
 // delivered while a message that belongs before it may still be missing: when the owner changes, or when a hole in the consumer's own numbering
 // shows that a delivery was lost on the way, the session recovers first, see session.recover.

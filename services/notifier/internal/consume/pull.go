@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +26,10 @@ type work struct {
 	meta   *jetstream.MsgMetadata
 	event  *events.Event      // nil when the message is no acceptable event
 	letter *deadletter.Letter // then why
+
+	key      string    // of its place in the queue
+	until    time.Time // of a held disconnection, by the broker's clock: a connection stored by then makes neither of them news
+	unwanted bool      // by the filter; it has a place all the same, because it may end, or begin, a hold
 }
 
 func (w work) seq() uint64 { return w.meta.Sequence.Stream }
@@ -49,8 +54,14 @@ type puller struct {
 	pinned bool
 }
 
-// wait is how long a request waits at the server. The server counts PinnedTTL from the last request, so there must be several within it.
-func (p *puller) wait() time.Duration { return p.c.pinnedTTL / 3 }
+// wait is how long a request waits at the server. The server counts PinnedTTL from the last request, so there must be several within it. Without the pin
+// it is short: a server (2.15) that finds the request of a notifier that has gone gives it the pin, and nobody gets anything for PinnedTTL.
+func (p *puller) wait() time.Duration {
+	if !p.pinned {
+		return min(standbyWait, p.c.pinnedTTL/3)
+	}
+	return p.c.pinnedTTL / 3
+}
 
 func (p *puller) run(ctx context.Context) {
 	nc := p.c.JetStream.Conn()
@@ -92,6 +103,18 @@ func (p *puller) fetch(ctx context.Context, n int) error {
 		return p.failed(ctx, err)
 	}
 	msgs, status := batch.Messages(), p.status
+	// Signatures are checked side by side, and what they are on is handed on in its order.
+	inOrder := make(chan chan work, n)
+	var handOn sync.WaitGroup
+	handOn.Go(func() {
+		for read := range inOrder {
+			if w := <-read; w.msg != nil {
+				p.out <- w // the session takes it as long as the puller runs
+			}
+		}
+	})
+	defer handOn.Wait()
+	defer close(inOrder)
 	for {
 		select {
 		case <-status:
@@ -103,12 +126,9 @@ func (p *puller) fetch(ctx context.Context, n int) error {
 				return p.failed(ctx, batch.Error())
 			}
 			p.pinned = true
-			w, err := p.read(msg)
-			if err != nil {
-				p.c.Log.Warn("message without a place in the stream is left alone", "error", err)
-				continue
-			}
-			p.out <- w // the session takes it as long as the puller runs
+			read := make(chan work, 1)
+			inOrder <- read
+			go func() { read <- p.read(msg) }()
 		}
 	}
 }
@@ -173,11 +193,13 @@ func (p *puller) failed(ctx context.Context, err error) error {
 	return nil
 }
 
-// read decodes a message and proves its origin. What it says about an unacceptable one goes into the dead letter.
-func (p *puller) read(msg jetstream.Msg) (work, error) {
+// read decodes a message and proves its origin. What it says about an unacceptable one goes into the dead letter. It returns no message when there is
+// none of the stream.
+func (p *puller) read(msg jetstream.Msg) work {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return work{}, err
+		p.c.Log.Warn("message without a place in the stream is left alone", "error", err)
+		return work{}
 	}
 	w := work{msg: msg, meta: meta}
 	e, err := p.c.Verify(msg.Data(), msg.Headers().Get(events.HeaderSignature))
@@ -192,5 +214,5 @@ func (p *puller) read(msg jetstream.Msg) (work, error) {
 	default:
 		w.event = e
 	}
-	return w, nil
+	return w
 }

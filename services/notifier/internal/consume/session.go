@@ -5,16 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/order"
+	"github.com/wgherald/wgherald/services/notifier/internal/retry"
 )
 
 // history is how the delivery of one message went so far.
@@ -34,8 +36,9 @@ type outcome struct {
 
 // closing is a message whose fate is decided and which the server has yet to confirm.
 type closing struct {
-	work work // buried when it has a letter, acknowledged otherwise
-	busy bool // a request is under way
+	work          work   // buried when it has a letter, acknowledged otherwise
+	busy          bool   // a request is under way
+	after, before uint64 // stream sequences of closings that must be confirmed first, and only then; 0 for none
 }
 
 // confirmation is the end of such a request.
@@ -46,8 +49,9 @@ type confirmation struct {
 
 // answer is the consumer's state at the server.
 type answer struct {
-	info *jetstream.ConsumerInfo
-	err  error
+	first uint64 // sequence that the stream holds, read before the consumer's state; 0 when it never held any
+	info  *jetstream.ConsumerInfo
+	err   error
 }
 
 // session serves a hook on one consumer, as long as that exists. All fields belong to the goroutine of run.
@@ -73,6 +77,14 @@ type session struct {
 	next     uint64 // first stream sequence that was not received yet
 	pending  uint64 // messages at the server, as the last message said
 	pulling  bool   // a request for messages is under way
+
+	trial uint64    // stream sequence in work while the hook counts as broken, 0 for none
+	late  time.Time // when what dispatch left may go
+	// seen is a time of the broker: everything that it stored until then has arrived.
+	seen time.Time
+	// tail is the last delivery that is known of, by the numbers of the stream and of the consumer: from it, a hole in the stream's shows.
+	tail    jetstream.SequenceInfo
+	auditAt time.Time // when to look next at what the stream has dropped
 
 	handedBack string // where the message that was handed back last is acknowledged
 
@@ -101,6 +113,7 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 		closing:       map[uint64]*closing{},
 		start:         cons.CachedInfo().AckFloor.Stream + 1,
 		next:          cons.CachedInfo().Delivered.Stream + 1,
+		tail:          sequences(cons.CachedInfo()),
 		credit:        make(chan int, 1), // never more than one
 		arrivals:      make(chan work),
 		ended:         make(chan pulled),
@@ -172,9 +185,9 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 	for {
 		now := time.Now()
 		s.tick(late, now)
-		s.dispatch(now)
+		s.dispatch(late, now)
 		s.pull()
-		s.c.Observer.Loaded(s.c.Hook.Name, Load{Pending: s.pending, Held: s.held(), InFlight: s.queue.Working()})
+		s.c.Observer.Loaded(s.c.Hook.Name, Load{Pending: s.pending, Held: s.held(), InFlight: s.queue.Working(), Circuit: s.circuit()})
 		timer.Reset(s.idle(now))
 
 		select {
@@ -189,12 +202,13 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 				return true
 			case errors.Is(end.err, jetstream.ErrPinIDMismatch):
 				s.c.Log.Info("hook is handed back", "held", s.held())
+				s.c.breaker = retry.Breaker{} // the next owner finds out for itself
 				s.surrender()
 			}
 		case o := <-s.outcomes:
 			s.conclude(late, o)
 		case c := <-s.confirmations:
-			s.confirm(c)
+			s.confirm(late, c)
 		case a := <-s.answers:
 			s.compare(a)
 		case <-progress.C:
@@ -229,7 +243,7 @@ func (s *session) stop(late context.Context, cancelLate, cancelPull context.Canc
 		case o := <-s.outcomes:
 			s.conclude(late, o)
 		case c := <-s.confirmations:
-			s.confirm(c)
+			s.confirm(late, c)
 		case <-s.answers:
 			s.asking = false
 		}
@@ -257,6 +271,10 @@ func (s *session) arrive(ctx context.Context, w work) {
 	}
 	s.numbered = w.meta.Sequence.Consumer
 	s.pending = w.meta.NumPending
+	s.noticeHole(w.meta)
+	if w.meta.Timestamp.After(s.seen) {
+		s.seen = w.meta.Timestamp.Add(-1) // there may be another one of that very time
+	}
 	s.next = max(s.next, w.seq()+1)
 
 	if cl, ok := s.closing[w.seq()]; ok {
@@ -266,17 +284,40 @@ func (s *session) arrive(ctx context.Context, w work) {
 		}
 		return
 	}
-	switch {
-	case w.letter != nil, !s.c.Hook.Filter.Wants(w.event):
+	if w.letter != nil {
 		s.close(ctx, w)
-	default:
-		var at time.Time
-		if h, ok := s.c.attempts[w.seq()]; ok {
-			at = h.at
+		return
+	}
+	w.unwanted = !s.c.Hook.Filter.Wants(w.event)
+	flap := s.mayFlap(w.event)
+	if w.unwanted && !flap {
+		s.close(ctx, w)
+		return
+	}
+	var at time.Time
+	if h, ok := s.c.attempts[w.seq()]; ok {
+		at = h.at
+	} else if flap && w.event.Type == events.PeerDisconnected {
+		w.until = w.meta.Timestamp.Add(s.c.Hook.Policy.Hold)
+		at = w.until
+		if latest := time.Now().Add(s.c.Hook.Policy.Hold); at.After(latest) { // by two clocks
+			at = latest
 		}
-		s.queue.Push(w.event.PartitionKey, w.seq(), w, at)
+	}
+	w.key = w.event.PartitionKey
+	if s.unordered() {
+		w.key = strconv.FormatUint(w.seq(), 10)
+	}
+	s.queue.Push(w.key, w.seq(), w, at)
+	if flap {
+		s.withhold(ctx, w.key)
 	}
 }
+
+// unordered reports whether a failed delivery holds up nothing: then each message is a key of its own. What waits for its retry is held and kept un-acked
+// here, as it is in order. NakWithDelay would win nothing, because what was NAKed counts against MaxAckPending just the same, and would give away when it
+// comes back and how many attempts it has had.
+func (s *session) unordered() bool { return s.c.Hook.Policy.Order == Unordered }
 
 // recover holds deliveries back until every message that the server has delivered and that is not acknowledged is here, so that the queue can put
 // them in order. Some may still be with a former owner, or lost on the way: they come back when their AckWait is over, in any order.
@@ -293,9 +334,6 @@ func (s *session) recover() {
 // counted, and if they still count there, the next answer will tell.
 func (s *session) compare(a answer) {
 	s.asking = false
-	if !s.recovering {
-		return
-	}
 	now := time.Now()
 	if s.stale || a.err != nil {
 		s.stale = false
@@ -303,6 +341,14 @@ func (s *session) compare(a answer) {
 		if a.err != nil {
 			s.askAt = now.Add(tryAgain)
 		}
+		return
+	}
+	s.auditAt = now.Add(s.c.audit)
+	s.noticeDropped(a)
+	if a.info.NumPending == 0 && a.info.Delivered.Stream < s.next && a.info.TimeStamp.After(s.seen) {
+		s.seen = a.info.TimeStamp
+	}
+	if !s.recovering {
 		return
 	}
 	here := 0
@@ -334,8 +380,14 @@ func (s *session) ask(ctx context.Context) {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, requestWait)
 		defer cancel()
-		info, err := s.cons.Info(ctx)
-		s.answers <- answer{info, err}
+		var a answer
+		stream, err := s.c.JetStream.Stream(ctx, s.c.Source.Stream)
+		if err == nil {
+			a.first = stream.CachedInfo().State.FirstSeq
+			a.info, err = s.cons.Info(ctx)
+		}
+		a.err = err
+		s.answers <- a
 	}()
 }
 
@@ -345,7 +397,7 @@ func (s *session) tick(ctx context.Context, now time.Time) {
 		s.c.Log.Warn("messages that others have had do not come back, deliveries go on without them")
 		s.recovered()
 	}
-	if s.recovering && !s.asking && !now.Before(s.askAt) {
+	if !s.asking && !now.Before(s.nextAsk()) {
 		s.ask(ctx)
 	}
 	if !s.closeAt.IsZero() && !now.Before(s.closeAt) {
@@ -358,6 +410,21 @@ func (s *session) tick(ctx context.Context, now time.Time) {
 	}
 }
 
+// nextAsk returns when the consumer's state is asked for again: soon while recovering, and now and then in any case.
+func (s *session) nextAsk() time.Time {
+	if s.recovering {
+		return s.askAt
+	}
+	return later(s.auditAt, s.askAt)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // idle returns how long nothing is due.
 func (s *session) idle(now time.Time) time.Duration {
 	wake := now.Add(time.Hour)
@@ -368,62 +435,111 @@ func (s *session) idle(now time.Time) time.Duration {
 	}
 	if s.recovering {
 		earlier(s.recoverBy)
-		if !s.asking {
-			earlier(s.askAt)
-		}
+	}
+	if !s.asking {
+		earlier(s.nextAsk())
 	}
 	if !s.closeAt.IsZero() {
 		earlier(s.closeAt)
 	}
 	if s.mayDeliver() {
-		pace := s.nextPace(now)
-		if at, ok := s.queue.NextWake(); ok && at.After(pace) && s.queue.Ready() == 0 {
+		if at, ok := s.queue.NextWake(); ok {
 			earlier(at)
-		} else if ok || s.queue.Ready() > 0 {
-			earlier(pace)
+		}
+		if !s.late.IsZero() {
+			earlier(s.late)
 		}
 	}
 	return wake.Sub(now)
 }
 
 func (s *session) mayDeliver() bool {
-	return s.pin != "" && !s.recovering && s.queue.Working() < s.concurrency
-}
-
-// nextPace returns when the hook's rate lets an attempt begin.
-func (s *session) nextPace(now time.Time) time.Time {
-	if s.c.pace == nil {
-		return now
-	}
-	missing := max(0, 1-s.c.pace.TokensAt(now))
-	return now.Add(time.Duration(math.Ceil(missing / float64(s.c.pace.Limit()) * float64(time.Second))))
+	return s.pin != "" && (!s.recovering || s.unordered()) && s.queue.Working() < s.concurrency
 }
 
 // dispatch gives the workers what they can take.
-func (s *session) dispatch(now time.Time) {
-	for s.mayDeliver() && !s.nextPace(now).After(now) {
-		it, ok := s.queue.Next(now)
+func (s *session) dispatch(ctx context.Context, now time.Time) {
+	s.late = time.Time{}
+	for s.mayDeliver() {
+		it, ok := s.queue.Peek(now)
 		if !ok {
 			return
 		}
-		if s.c.pace != nil {
-			s.c.pace.AllowN(now, 1)
+		w := it.Value
+		if s.undecided(w) {
+			s.queue.Next(now)
+			s.queue.Retry(it.Key, now.Add(recoverPoll))
+			if !s.asking && !now.Before(s.askAt) {
+				s.ask(ctx)
+			}
+			continue
 		}
-		s.jobs <- it.Value
+		if w.unwanted {
+			s.close(ctx, s.queue.Drop(it.Key, it.Seq))
+			continue
+		}
+		trial := s.c.breaker.Open()
+		if due := s.due(w); trial && now.Before(due) {
+			s.late = due
+			return
+		}
+		if l := s.c.limiter; l != nil && !l.AllowN(now, 1) {
+			s.late = now.Add(time.Duration((1 - l.TokensAt(now)) / float64(l.Limit()) * float64(time.Second)))
+			return
+		}
+		if trial && s.trial == 0 {
+			s.trial = it.Seq
+		}
+		s.queue.Next(now)
+		s.jobs <- w
 	}
 }
 
-// pull asks for messages, as many as there are workers, as soon as half of the workers have nothing more to come: small requests cost as much as
-// large ones. While recovering everything un-acked must come, and up to maxAckPending it can.
+// due returns when a message may be tried although the hook counts as broken: when it is time for a trial and there is none, and in any case when the
+// message is so old that a failure gives it up. So what grows too old gets its attempt and its dead letter before the stream drops it.
+func (s *session) due(w work) time.Time {
+	old := w.meta.Timestamp.Add(s.c.Hook.Retry.GiveUp)
+	if at := s.c.breaker.TrialAt(); s.trial == 0 && at.Before(old) {
+		return at
+	}
+	return old
+}
+
+// circuit returns the state for the metric.
+func (s *session) circuit() Circuit {
+	switch {
+	case !s.c.breaker.Open():
+		return Closed
+	case s.trial != 0:
+		return Testing
+	default:
+		return Open
+	}
+}
+
+// pull asks for messages, as soon as there is room for half of what is fetched ahead: small requests cost as much as large ones. While recovering
+// everything un-acked must come, and up to maxAckPending it can.
+//
+// While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
+// be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
+// comes belongs behind such heads, holdLimit ends it, as it does for a hook that fails for some peers only and is never broken.
 func (s *session) pull() {
 	if s.pulling {
 		return
 	}
-	n, limit := min(s.concurrency, 2*s.concurrency-s.queue.Working()-s.queue.Ready()), holdLimit
-	if s.recovering {
-		n, limit = 100, maxAckPending
+	full, limit := prefetch*s.concurrency, holdLimit
+	n := full - s.queue.Ready()
+	switch {
+	case s.recovering:
+		full, n, limit = 100, 100, maxAckPending
+	case s.c.breaker.Open():
+		if s.queue.Ready() == 0 && s.held() < limit {
+			s.pulling = true
+			s.credit <- 1
+		}
+		return
 	}
-	if 2*n < s.concurrency {
+	if 2*n < full {
 		return
 	}
 	if n = min(n, limit-s.held()); n > 0 {
@@ -449,8 +565,12 @@ func (s *session) work(ctx context.Context) {
 // conclude draws the consequence of an attempt.
 func (s *session) conclude(ctx context.Context, o outcome) {
 	e, res, now := o.work.event, o.result, time.Now()
+	key, trial := o.work.key, s.trial == o.work.seq()
+	if trial {
+		s.trial = 0
+	}
 	bury := func(l deadletter.Letter) {
-		w := s.queue.Done(e.PartitionKey)
+		w := s.queue.Done(key)
 		w.letter = &l
 		s.close(ctx, w)
 	}
@@ -459,7 +579,7 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		return
 	}
 	if res.Class == deliver.Canceled {
-		s.queue.Retry(e.PartitionKey, time.Time{})
+		s.queue.Retry(key, time.Time{})
 		return
 	}
 
@@ -488,10 +608,18 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 	}
 	switch verdict {
 	case deliver.Done:
-		s.close(ctx, s.queue.Done(e.PartitionKey))
+		if s.c.breaker.Succeeded() {
+			s.c.Log.Info("hook works again, its events are delivered")
+			s.queue.Hasten()
+		}
+		s.close(ctx, s.queue.Done(key))
 	case deliver.Dead:
+		s.c.breaker.Answered()
 		bury(letter)
 	case deliver.Retry:
+		if s.c.breaker.Failed(s.c.Hook.Retry, trial, now, rand.Float64(), res.RetryAfter) {
+			s.c.Log.Warn("hook is broken, its events wait in the stream", "class", res.Class, "reason", res.Reason, "next_trial", s.c.breaker.TrialAt())
+		}
 		at, giveUp := s.c.Hook.Retry.Next(h.attempts, o.work.meta.Timestamp, now, rand.Float64(), res.RetryAfter)
 		if giveUp {
 			letter.Reason = fmt.Sprintf("given up %s after the event was stored: %s", s.c.Hook.Retry.GiveUp, res.Reason)
@@ -500,7 +628,7 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		}
 		s.c.Log.Debug("delivery failed", "event_id", e.ID, "attempt", h.attempts, "class", res.Class, "reason", res.Reason, "answer", res.Answer, "next", at)
 		h.at = at
-		s.queue.Retry(e.PartitionKey, at)
+		s.queue.Retry(key, at)
 		if s.pin == "" {
 			s.surrender()
 		}
@@ -515,6 +643,9 @@ func (s *session) close(ctx context.Context, w work) {
 }
 
 func (s *session) request(ctx context.Context, cl *closing) {
+	if s.closing[cl.after] != nil {
+		return // its confirmation asks
+	}
 	cl.busy = true
 	w := cl.work
 	go func() {
@@ -531,7 +662,7 @@ func (s *session) request(ctx context.Context, cl *closing) {
 }
 
 // confirm ends a closing. One that failed is asked for again: the message is not delivered again, not even when it comes back.
-func (s *session) confirm(c confirmation) {
+func (s *session) confirm(ctx context.Context, c confirmation) {
 	cl := s.closing[c.seq]
 	if c.err != nil {
 		cl.busy = false
@@ -547,6 +678,9 @@ func (s *session) confirm(c confirmation) {
 	s.failing = false
 	delete(s.closing, c.seq)
 	delete(s.c.attempts, c.seq)
+	if next := s.closing[cl.before]; next != nil && !next.busy {
+		s.request(ctx, next)
+	}
 	if l := cl.work.letter; l != nil {
 		s.c.Observer.Buried(s.c.Hook.Name, l.Class)
 		s.c.Log.Warn("event is dead", "event_id", l.EventID, "stream_sequence", c.seq, "class", l.Class, "reason", l.Reason, "attempts", l.Attempts)

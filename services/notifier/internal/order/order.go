@@ -82,12 +82,7 @@ func (q *Queue[T]) Push(key string, seq uint64, value T, at time.Time) (known bo
 
 // Next takes the oldest item that may be worked on now, or returns false. The item stays held, and its key closed, until Done or Retry.
 func (q *Queue[T]) Next(now time.Time) (Item[T], bool) {
-	for len(q.later.lanes) > 0 && !q.later.lanes[0].head().at.After(now) {
-		l := q.later.lanes[0]
-		l.head().at = time.Time{}
-		q.place(l)
-	}
-	if len(q.ready.lanes) == 0 {
+	if _, ok := q.Peek(now); !ok {
 		return Item[T]{}, false
 	}
 	l := q.ready.lanes[0]
@@ -95,6 +90,29 @@ func (q *Queue[T]) Next(now time.Time) (Item[T], bool) {
 	q.working++
 	q.place(l)
 	return *l.working, true
+}
+
+// Peek returns the item that Next would take.
+func (q *Queue[T]) Peek(now time.Time) (Item[T], bool) {
+	for len(q.later.lanes) > 0 && !q.later.lanes[0].head().at.After(now) {
+		q.hasten(q.later.lanes[0])
+	}
+	if len(q.ready.lanes) == 0 {
+		return Item[T]{}, false
+	}
+	return *q.ready.lanes[0].head(), true
+}
+
+// Hasten lets every item that waits for its time at the head of its key go at once.
+func (q *Queue[T]) Hasten() {
+	for len(q.later.lanes) > 0 {
+		q.hasten(q.later.lanes[0])
+	}
+}
+
+func (q *Queue[T]) hasten(l *lane[T]) {
+	l.head().at = time.Time{}
+	q.place(l)
 }
 
 // Done ends the work on the item of key that Next returned, and returns its newest value. It panics when none is in work.
@@ -114,6 +132,33 @@ func (q *Queue[T]) Retry(key string, at time.Time) {
 	it.at = at
 	l.insert(it)
 	q.place(l)
+}
+
+// Waiting returns the items of key that are not in work, by sequence.
+func (q *Queue[T]) Waiting(key string) []Item[T] {
+	l := q.lanes[key]
+	if l == nil {
+		return nil
+	}
+	items := make([]Item[T], len(l.waiting))
+	for i, it := range l.waiting {
+		items[i] = *it
+	}
+	return items
+}
+
+// Drop removes an item of key that is not in work and returns its newest value. It panics when there is none.
+func (q *Queue[T]) Drop(key string, seq uint64) T {
+	l := q.lanes[key]
+	i := slices.IndexFunc(l.waiting, func(it *Item[T]) bool { return it.Seq == seq })
+	it := l.waiting[i]
+	l.waiting = slices.Delete(l.waiting, i, i+1)
+	delete(q.items, seq)
+	q.place(l)
+	if l.working == nil && len(l.waiting) == 0 {
+		delete(q.lanes, key)
+	}
+	return it.Value
 }
 
 // DropWaiting removes every item that is not in work and returns them by sequence.

@@ -49,6 +49,30 @@ func TestOneItemOfAKeyIsInWork(t *testing.T) {
 	want(t, q, at(0), "alice 3 c", "none")
 }
 
+func TestHastenedItemsGoAtOnceAndInOrder(t *testing.T) {
+	t.Parallel()
+	q := order.New[string]()
+	q.Push("alice", 1, "a", at(60))
+	q.Push("alice", 2, "b", at(90))
+	q.Push("bob", 3, "c", at(30))
+	want(t, q, at(0), "none")
+	q.Hasten()
+	want(t, q, at(0), "alice 1 a", "bob 3 c", "none")
+	q.Done("alice")
+	want(t, q, at(0), "none") // what follows has a time of its own
+}
+
+func TestADroppedItemLetsTheNextGo(t *testing.T) {
+	t.Parallel()
+	q := order.New[string]()
+	q.Push("alice", 1, "a", at(60))
+	q.Push("alice", 2, "b", time.Time{})
+	if have := q.Drop("alice", 1); have != "a" {
+		t.Errorf("dropped %q, want a", have)
+	}
+	want(t, q, at(0), "alice 2 b", "none")
+}
+
 func TestItemsGoBySequenceHoweverTheyCame(t *testing.T) {
 	t.Parallel()
 	q := order.New[string]()
@@ -219,6 +243,15 @@ func (m *model) working(key string) int {
 	return m.find(func(it modelItem) bool { return it.key == key && it.working })
 }
 
+func (m *model) waiting(key string) (n int) {
+	for _, it := range m.items {
+		if it.key == key && !it.working {
+			n++
+		}
+	}
+	return n
+}
+
 // FuzzQueue runs the same operations, two bytes each, on the queue and on the model.
 func FuzzQueue(f *testing.F) {
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -233,7 +266,7 @@ func FuzzQueue(f *testing.F) {
 		q, m := order.New[int](), &model{}
 		now := start
 		for i := 0; i+1 < len(ops); i += 2 {
-			op, arg := ops[i]%8, int(ops[i+1])
+			op, arg := ops[i]%10, int(ops[i+1])
 			key := string(rune('a' + arg%5))
 			var log strings.Builder
 			fmt.Fprintf(&log, "operation %d: %d %d", i/2, op, arg)
@@ -275,6 +308,25 @@ func FuzzQueue(f *testing.F) {
 				if have := len(q.DropWaiting()); have != n-len(m.items) {
 					t.Fatalf("%s: dropped %d, want %d", &log, have, n-len(m.items))
 				}
+			case 8:
+				q.Hasten()
+				for _, i := range m.heads() {
+					m.items[i].at = time.Time{}
+				}
+			case 9:
+				waiting := q.Waiting(key)
+				if want := m.waiting(key); len(waiting) != want {
+					t.Fatalf("%s: %d wait, want %d", &log, len(waiting), want)
+				}
+				if len(waiting) == 0 {
+					break
+				}
+				seq := waiting[arg%len(waiting)].Seq
+				w := m.find(func(it modelItem) bool { return it.seq == seq })
+				if have := q.Drop(key, seq); have != m.items[w].value {
+					t.Fatalf("%s: drop returns %d, want %d", &log, have, m.items[w].value)
+				}
+				m.items = slices.Delete(m.items, w, w+1)
 			}
 			if have, want := q.Has(uint64(arg)), m.find(func(it modelItem) bool { return it.seq == uint64(arg) }) >= 0; have != want {
 				t.Fatalf("%s: has %t, want %t", &log, have, want)

@@ -52,6 +52,10 @@ func (o *observer) Buried(_ string, c deadletter.Class) {
 	o.buried = append(o.buried, c)
 }
 
+func (o *observer) Withheld(string, int) {}
+
+func (o *observer) Lost(string, uint64) {}
+
 func (o *observer) Loaded(string, consume.Load) {
 	o.t.Error("the load of replays is told as that of the hook's events")
 }
@@ -286,3 +290,5 @@ type quiet struct{}
 func (quiet) Attempted(consume.Attempt)       {}
 func (quiet) Buried(string, deadletter.Class) {}
 func (quiet) Loaded(string, consume.Load)     {}
+func (quiet) Withheld(string, int)            {}
+func (quiet) Lost(string, uint64)             {}

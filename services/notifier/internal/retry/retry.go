@@ -56,15 +56,19 @@ func (p Policy) Validate() error {
 // random is uniform in [0,1) and spreads the wait. hint is what the receiver asked for, or 0: the larger of hint and schedule counts, up to Max,
 // and jitter then only adds, so that nobody is asked earlier than they said.
 func (p Policy) Next(attempt int, stored, now time.Time, random float64, hint time.Duration) (time.Time, bool) {
+	at := now.Add(p.wait(attempt, random, hint))
+	return at, at.After(stored.Add(p.GiveUp))
+}
+
+// wait returns the wait after an attempt, with jitter.
+func (p Policy) wait(attempt int, random float64, hint time.Duration) time.Duration {
 	wait := p.interval(attempt)
 	spread := 2*random - 1
 	if hint > 0 {
 		wait = min(max(wait, hint), p.Max)
 		spread = random
 	}
-	wait += time.Duration(p.Jitter * spread * float64(wait))
-	at := now.Add(wait)
-	return at, at.After(stored.Add(p.GiveUp))
+	return wait + time.Duration(p.Jitter*spread*float64(wait))
 }
 
 // interval returns the wait after an attempt without jitter.

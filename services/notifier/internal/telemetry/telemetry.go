@@ -1,6 +1,7 @@
 // Package telemetry counts what the notifier does and serves the counts.
 //
-// Labels come from closed sets: the names of hooks, which the operator chose, and the classes of package deliver and deadletter. No key, address or URL
+// Labels come from closed sets: the names of hooks, which the operator chose, the classes of packages deliver and deadletter, and the states
+// of package consume. No key, address or URL
 // is ever a label.
 package telemetry
 
@@ -34,6 +35,9 @@ type Metrics struct {
 	pending  *prometheus.GaugeVec
 	held     *prometheus.GaugeVec
 	inFlight *prometheus.GaugeVec
+	circuit  *prometheus.GaugeVec
+	withheld *prometheus.CounterVec
+	lost     *prometheus.CounterVec
 }
 
 // New returns metrics of a notifier that has done nothing yet.
@@ -56,8 +60,13 @@ func New() *Metrics {
 		pending:  gauge("events_pending", "Events in the stream that the hook has not got yet, as of the last one it got."),
 		held:     gauge("events_held", "Events that the hook has and that are not delivered yet."),
 		inFlight: gauge("attempts_in_flight", "Attempts under way."),
+		circuit: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("circuit", "1 for the state of the hook's circuit breaker: closed, open, or testing.")),
+			[]string{"hook", "state"}),
+		withheld: prometheus.NewCounterVec(opts("events_withheld_total", "Disconnections, and the connections that took them back within the hook's hold."),
+			[]string{"hook"}),
+		lost: prometheus.NewCounterVec(opts("events_lost_total", "Events that the stream dropped by age or size before they were delivered."), []string{"hook"}),
 	}
-	m.registry.MustRegister(m.attempts, m.latency, m.age, m.buried, m.pending, m.held, m.inFlight,
+	m.registry.MustRegister(m.attempts, m.latency, m.age, m.buried, m.pending, m.held, m.inFlight, m.circuit, m.withheld, m.lost,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -91,6 +100,23 @@ func (m *Metrics) Loaded(hook string, l consume.Load) {
 	m.pending.WithLabelValues(hook).Set(float64(l.Pending))
 	m.held.WithLabelValues(hook).Set(float64(l.Held))
 	m.inFlight.WithLabelValues(hook).Set(float64(l.InFlight))
+	for _, state := range []consume.Circuit{consume.Closed, consume.Open, consume.Testing} {
+		value := 0.0
+		if state == l.Circuit {
+			value = 1
+		}
+		m.circuit.WithLabelValues(hook, string(state)).Set(value)
+	}
+}
+
+// Withheld implements consume.Observer.
+func (m *Metrics) Withheld(hook string, events int) {
+	m.withheld.WithLabelValues(hook).Add(float64(events))
+}
+
+// Lost implements consume.Observer.
+func (m *Metrics) Lost(hook string, events uint64) {
+	m.lost.WithLabelValues(hook).Add(float64(events))
 }
 
 // Listen opens the address that Serve serves on: host:port or unix:/path. A socket that an earlier run left is replaced; any other file, and a socket that

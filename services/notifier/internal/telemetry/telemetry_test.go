@@ -81,7 +81,9 @@ func everything(m *Metrics) {
 	} {
 		m.Buried("chat", c)
 	}
-	m.Loaded("chat", consume.Load{Pending: 7, Held: 5, InFlight: 3})
+	m.Loaded("chat", consume.Load{Pending: 7, Held: 5, InFlight: 3, Circuit: consume.Open})
+	m.Withheld("chat", 2)
+	m.Lost("chat", 9)
 	m.Gauge("broker_connected", "1 while the broker is connected.", func() float64 { return 1 })
 }
 
@@ -115,6 +117,9 @@ func TestMetrics(t *testing.T) {
 		`wgherald_notifier_attempts_total{class="tls",hook="chat"} 1`,
 		`wgherald_notifier_attempts_total{class="unavailable",hook="chat"} 1`,
 		`wgherald_notifier_broker_connected 1`,
+		`wgherald_notifier_circuit{hook="chat",state="closed"} 0`,
+		`wgherald_notifier_circuit{hook="chat",state="open"} 1`,
+		`wgherald_notifier_circuit{hook="chat",state="testing"} 0`,
 		`wgherald_notifier_dead_letters_total{class="rejected",hook="chat"} 1`,
 		`wgherald_notifier_dead_letters_total{class="subject_mismatch",hook="chat"} 1`,
 		`wgherald_notifier_dead_letters_total{class="undecodable",hook="chat"} 1`,
@@ -123,7 +128,9 @@ func TestMetrics(t *testing.T) {
 		`wgherald_notifier_delivered_age_seconds_sum{hook="chat"} 2`,
 		`wgherald_notifier_delivered_age_seconds_count{hook="chat"} 1`,
 		`wgherald_notifier_events_held{hook="chat"} 5`,
+		`wgherald_notifier_events_lost_total{hook="chat"} 9`,
 		`wgherald_notifier_events_pending{hook="chat"} 7`,
+		`wgherald_notifier_events_withheld_total{hook="chat"} 2`,
 	}
 	// The sum of floats is compared as it is printed, up to its last digits.
 	for i, line := range lines {
@@ -161,7 +168,7 @@ func TestLabels(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff(map[string]bool{"hook": true, "class": true}, have); diff != "" {
+	if diff := cmp.Diff(map[string]bool{"hook": true, "class": true, "state": true}, have); diff != "" {
 		t.Errorf("names of labels (-want +have):\n%s", diff)
 	}
 }

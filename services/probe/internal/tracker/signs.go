@@ -38,8 +38,9 @@ const (
 const (
 	minMisses     = 3
 	falseCall     = 1e-6 // how probable it may be that every one of the missing signs was only lost
-	lossMemory    = 256  // signs, after which what is known of loss counts half
+	lossMemory    = 256  // gaps, after which what is known of loss counts half
 	maxLoss       = 0.5  // beyond it, there is no cadence to speak of
+	outage        = 1e-3 // two in a row are lost less often than that: the link was down, or the peer away
 	patienceStep  = 2    // misses more after a false call
 	maxPatience   = 20
 	patienceBeats = 100 // kept, after which patience is one miss less
@@ -73,8 +74,8 @@ type signs struct {
 	// Gaps are the latest gaps between windows that held a sign, in seconds. It is replaced, not written to: copies of the peer's state share it.
 	Gaps     []byte `json:"gaps,omitempty"`
 	Look     uint8  `json:"look,omitempty"`     // the longest such window of late, in seconds
-	Kept     uint16 `json:"kept,omitempty"`     // signs that came, of lossMemory
-	Missed   uint16 `json:"missed,omitempty"`   // signs that did not, of lossMemory
+	Kept     uint16 `json:"kept,omitempty"`     // gaps, of lossMemory
+	Missed   uint16 `json:"missed,omitempty"`   // those of them in which a sign is missing
 	Odd      uint8  `json:"odd,omitempty"`      // latest gaps in a row that are out of step
 	Patience uint8  `json:"patience,omitempty"` // misses that are waited for beyond the rule
 	Calm     uint8  `json:"calm,omitempty"`     // signs that came since patience changed
@@ -201,17 +202,23 @@ func (s *signs) learn(gap, look int) {
 	}
 }
 
-// count takes in that the last of n signs came.
+// count takes in that the last of n signs came. Whether the next one comes is one trial of the link, however long the gap: what follows a sign that was
+// lost is no other trial. Several that are missing in a row, where hardly a single one is, are an outage, and say nothing of loss.
 func (s *signs) count(n float64) {
 	s.Kept++
-	s.Missed += uint16(min(n-1, lossMemory))
-	if s.Kept+s.Missed > lossMemory {
+	if loss := s.loss(); n == 2 || n > 2 && loss*loss >= outage {
+		s.Missed++
+	}
+	if s.Kept > lossMemory {
 		s.Kept, s.Missed = s.Kept/2, s.Missed/2
 	}
 	if s.Calm++; s.Calm >= patienceBeats {
 		s.Calm, s.Patience = 0, s.Patience-min(s.Patience, 1)
 	}
 }
+
+// loss returns how many of the signs are lost, 0 to 1.
+func (s *signs) loss() float64 { return float64(s.Missed) / float64(max(1, s.Kept)) }
 
 // spans returns how many signs a gap stands for, when one comes in the given time: 1 for as long as it may be one, 0 when it is too short. A window does
 // not tell when in it the sign came, so each gap may be too long or too short by one.
@@ -266,11 +273,9 @@ func (s *signs) patience() time.Duration {
 	if len(s.Gaps) < goodGaps {
 		misses++
 	}
-	if s.Missed > 0 {
-		loss := float64(s.Missed) / (float64(s.Missed) + float64(s.Kept))
-		if loss > maxLoss {
-			return never
-		}
+	if loss := s.loss(); loss > maxLoss {
+		return never
+	} else if loss > 0 {
 		misses = max(misses, math.Ceil(math.Log(falseCall)/math.Log(loss)))
 	}
 	misses += float64(s.Patience)
