@@ -7,8 +7,12 @@ import "github.com/nats-io/nats.go/jetstream"
 // stream has dropped them. What an owner held that was killed, and the stream dropped before there was another one, leaves no trace: the server takes it
 // for terminated.
 
-// sequences returns where a consumer is, by the numbers of the stream and its own.
+// sequences returns the last delivery of a consumer, by the numbers of the stream and its own. The server moves its place beyond what was dropped even when
+// it then finds nobody to deliver to; the floor of what was acknowledged stays.
 func sequences(info *jetstream.ConsumerInfo) jetstream.SequenceInfo {
+	if info.NumAckPending == 0 {
+		return jetstream.SequenceInfo{Stream: min(info.AckFloor.Stream, info.Delivered.Stream), Consumer: info.Delivered.Consumer}
+	}
 	return jetstream.SequenceInfo{Stream: info.Delivered.Stream, Consumer: info.Delivered.Consumer}
 }
 
@@ -24,7 +28,7 @@ func (s *session) noticeHole(meta *jetstream.MsgMetadata) {
 // are kept up to date.
 func (s *session) noticeDropped(a answer) {
 	if a.first > 0 {
-		s.lost(a.info.Delivered.Stream, a.first-1)
+		s.lost(sequences(a.info).Stream, a.first-1)
 	}
 	if s.pin == "" {
 		s.tail = sequences(a.info)

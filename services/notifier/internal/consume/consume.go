@@ -98,7 +98,7 @@ const (
 	stopGrace     = 3 * time.Second // for attempts under way when the hook stops
 	requestWait   = 5 * time.Second // for one request to the server
 	tryAgain      = time.Second     // after a failed request to the server
-	standbyWait   = 2 * time.Second // for the pin, in one request
+	standbyWait   = 5 * time.Second // for the pin, in one request
 	recoverPoll   = 250 * time.Millisecond
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
 )

@@ -385,6 +385,9 @@ func TestEventsThatTheStreamDroppedAreReported(t *testing.T) {
 			}
 			return calm == 30
 		})
+		if at >= 390 {
+			t.Skip("a delivery was lost on the way, and recovery has pulled everything: nothing is left to be dropped")
+		}
 		keepOnly(t, b, 10)
 		eventually(t, "the loss is counted", func() bool { return lost(n) == 390-at })
 		time.Sleep(300 * time.Millisecond) // three more looks
