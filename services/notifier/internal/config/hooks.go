@@ -216,9 +216,7 @@ func (p *hooksParser) one(n ast.Node) {
 		case "concurrency":
 			h.Concurrency = p.concurrency(value)
 		case "rate":
-			if h.Policy.Rate = p.rate(value); h.Policy.Rate > 0 {
-				h.Policy.Burst = 1 // evenly spread
-			}
+			h.Policy.Rate = p.rate(value)
 		case "order":
 			h.Policy.Order = consume.Order(p.choice(value, key, string(consume.PerPeer), string(consume.Unordered)))
 		case "hold":

@@ -222,8 +222,8 @@ hooks:
 		"limits": {
 			yaml: "hooks:\n- {name: a, url: 'https://h', concurrency: 1, rate: 10/s}\n- {name: b, url: 'https://h', rate: 30/m}",
 			want: []Hook{
-				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Concurrency: 1, Policy: consume.Policy{Rate: 10, Burst: 1}},
-				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Policy: consume.Policy{Rate: 0.5, Burst: 1}},
+				{Name: "a", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Concurrency: 1, Policy: consume.Policy{Rate: 10}},
+				{Name: "b", URL: NewSecret("https://h"), Timeout: 15 * time.Second, Policy: consume.Policy{Rate: 0.5}},
 			},
 		},
 		"order, hold and a beginning": {

@@ -139,11 +139,11 @@ func TestPatience(t *testing.T) {
 		"dear looks":                        {signs{Gaps: gaps(16, 25), Look: 16}, 75*time.Second + 2*time.Second + 3*time.Second},
 		"a short cadence":                   {signs{Gaps: gaps(16, 13), Look: 10}, time.Minute},
 		"a cadence too long to be of use":   {signs{Gaps: gaps(32, 60), Look: 10}, never},
-		"1 % lost: three misses":            {signs{Gaps: gaps(32, 25), Kept: 198, Missed: 2, Look: 16}, 75*time.Second + 2*time.Second + 1500*time.Millisecond},
-		"5 % lost: five misses":             {signs{Gaps: gaps(32, 25), Kept: 190, Missed: 10, Look: 16}, 125*time.Second + 2*time.Second + 2500*time.Millisecond},
-		"10 % lost: six misses":             {signs{Gaps: gaps(32, 25), Kept: 181, Missed: 19, Look: 16}, 150*time.Second + 2*time.Second + 3*time.Second},
-		"20 % lost: a session ends earlier": {signs{Gaps: gaps(32, 25), Kept: 160, Missed: 40}, never},
-		"most are lost":                     {signs{Gaps: gaps(32, 10), Kept: 10, Missed: 40}, never},
+		"1 % lost: three misses":            {signs{Gaps: gaps(32, 25), Kept: 200, Missed: 2, Look: 16}, 75*time.Second + 2*time.Second + 1500*time.Millisecond},
+		"5 % lost: five misses":             {signs{Gaps: gaps(32, 25), Kept: 200, Missed: 10, Look: 16}, 125*time.Second + 2*time.Second + 2500*time.Millisecond},
+		"10 % lost: six misses":             {signs{Gaps: gaps(32, 25), Kept: 200, Missed: 19, Look: 16}, 150*time.Second + 2*time.Second + 3*time.Second},
+		"20 % lost: a session ends earlier": {signs{Gaps: gaps(32, 25), Kept: 200, Missed: 40}, never},
+		"most are lost":                     {signs{Gaps: gaps(32, 10), Kept: 50, Missed: 40}, never},
 		"all are lost":                      {signs{Gaps: gaps(32, 10), Missed: 40}, never},
 		"one false call: two misses more":   {signs{Gaps: gaps(16, 25), Patience: 2, Look: 16}, 125*time.Second + 2*time.Second + 5*time.Second},
 		"a state that makes no sense":       {signs{Gaps: gaps(32, 0)}, never},
@@ -283,6 +283,31 @@ func TestResumed(t *testing.T) {
 }
 
 // TestLossFades: what was lost long ago does not count for ever.
+// TestOutageIsNoLoss: a peer that was away for a while, and was not called so, is on no worse a link for that.
+func TestOutageIsNoLoss(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		gaps []int // after twenty of 25 s
+		want uint16
+	}{
+		"a sign that is lost":                      {[]int{50}, 1},
+		"three in a row: the peer was away":        {[]int{100}, 0},
+		"again and again":                          {[]int{100, 25, 75, 25, 100}, 0},
+		"on a link that loses many, they are lost": {[]int{50, 25, 50, 25, 75}, 3},
+	} {
+		var s signs
+		for range 20 {
+			s.learn(25, 10)
+		}
+		for _, gap := range tt.gaps {
+			s.learn(gap, 10)
+		}
+		if s.Missed != tt.want {
+			t.Errorf("%s: %d are missing, want %d", name, s.Missed, tt.want)
+		}
+	}
+}
+
 func TestLossFades(t *testing.T) {
 	t.Parallel()
 	s := signs{Kept: 100, Missed: 100}
