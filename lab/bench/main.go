@@ -3,6 +3,7 @@
 //	go run ./lab/bench                       # a few peers, as root, in less than five minutes
 //	go run ./lab/bench -only latency,memory -connects 50
 //	go run ./lab/bench -only scale,storm,flood   # thousands of peers, in ten more
+//	go run ./lab/bench -only delivery            # the notifier alone: how fast it delivers, and to how many
 //	go run ./lab/bench -soak 30m             # peers that come and go: how fast and how truly that is known
 //
 // It judges nothing: a machine may be busy or slow, and it says which machine it was. It exits with 1 when something could not be measured, and with 2 when
@@ -37,12 +38,13 @@ const (
 	partScale   = "scale"
 	partStorm   = "storm"
 	partFlood   = "flood"
+	partDeliver = "delivery"
 	partSoak    = "soak" // by -soak, and alone
 )
 
 var (
 	defaultParts = []string{partLatency, partCPU, partMemory}
-	allParts     = append(slices.Clone(defaultParts), partScale, partStorm, partFlood)
+	allParts     = append(slices.Clone(defaultParts), partScale, partStorm, partFlood, partDeliver)
 )
 
 func main() {
@@ -145,6 +147,11 @@ func (b *bench) run(ctx context.Context, parts []string, dir string) (err error)
 	defer bins.Close()
 	if err := b.crowds(ctx, bins, parts, state); err != nil {
 		return err
+	}
+	if slices.Contains(parts, partDeliver) {
+		if err := b.deliveries(ctx, bins, state); err != nil {
+			return fmt.Errorf("%s: %w", partDeliver, err)
+		}
 	}
 	if !slices.ContainsFunc(parts, func(p string) bool { return p == partSoak || slices.Contains(defaultParts, p) }) {
 		return nil
