@@ -364,7 +364,7 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a hold for too long":           {hook("hold: 1h"), []string{`4: hook ops: hold: 1h is not between 1s and 10m0s`}},
 		"a hold without order":          {hook("order: none\nhold: 30s"), []string{`5: hook ops: hold: given together with order: none: what is held back needs an order`}},
 		"a beginning that is none":      {hook("from: start"), []string{`4: hook ops: from: "start" is neither new, all nor a duration such as 1h`}},
-		"a beginning too long ago":      {hook("from: 9999h"), []string{`4: hook ops: from: 9999h is not between 1s and 720h0m0s`}},
+		"a beginning too long ago":      {hook("from: 9999h"), []string{`4: hook ops: from: 9999h is not between 1s and 168h0m0s`}},
 		"a rate of nothing":             {hook("rate: 0/s"), []string{`4: hook ops: rate: "0/s" is no rate, such as 10/s, 30/m or 100/h`}},
 		"a secret for its file":         {hook("secret_file: whsec_hunter2"), []string{"4: hook ops: secret_file: want the path of a file, not what is in it"}},
 		"a url for its file":            {"hooks:\n- name: a\n  url_file: https://h/hunter2", []string{"3: hook a: url_file: want the path of a file, not what is in it"}},

@@ -38,7 +38,7 @@ func (s *session) noticeDropped(a answer) {
 // lost reports the sequences after delivered up to last, as far as they were not reported already.
 func (s *session) lost(delivered, last uint64) {
 	from := max(delivered, s.c.dropped)
-	if last <= from {
+	if last <= from || s.c.Source.Subject != "" { // what is missing there may be on another subject
 		return
 	}
 	s.c.dropped = last

@@ -71,8 +71,8 @@ type Observer interface {
 // Source is a stream that a hook takes its messages from. The zero Source is the stream of events.
 type Source struct {
 	Stream string
-	// Subject is the only one whose messages are taken, from the first on; it says nothing about their type. Empty is every subject, from now on, each the type of
-	// its events.
+	// Subject is the only one whose messages are taken, from the first on; it says nothing about their type. Empty is every subject, from where Policy.From says,
+	// each the type of its events.
 	Subject string
 }
 

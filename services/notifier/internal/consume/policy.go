@@ -11,7 +11,7 @@ const (
 	minRate    = 1.0 / 3600
 	MaxRate    = 10_000
 	MaxHold    = 10 * time.Minute
-	MaxBacklog = 30 * 24 * time.Hour
+	MaxBacklog = 7 * 24 * time.Hour // which is how long the stream keeps events
 )
 
 // Order says what a failed delivery holds up.
@@ -26,9 +26,8 @@ const (
 // Policy is how a hook is served. The zero Policy is the default: in order, as fast as the hook takes it, nothing withheld, beginning with new events.
 type Policy struct {
 	Order Order
-	// Rate bounds the attempts per second; 0 is no bound. Burst is how many may go at once after a pause; 0 is a tenth of a second's, at least one.
-	Rate  float64
-	Burst int
+	// Rate bounds the attempts per second, in bursts of at most a tenth of a second's worth, one at least; 0 is no bound.
+	Rate float64
 	// Hold is for how long a disconnection is held back. When the same peer connects within it, neither is delivered; everything later of the peer waits
 	// behind it. Peers that were removed, and those whose interface went down, are told at once. 0 is off. It needs order.
 	Hold time.Duration
@@ -54,12 +53,6 @@ func (p Policy) Validate() error {
 	if !(p.Rate >= 0 && p.Rate <= MaxRate) || p.Rate > 0 && p.Rate < minRate { // written so that NaN fails
 		wrong("rate is %g, want one an hour to %d a second, or 0 for no limit", p.Rate, MaxRate)
 	}
-	if p.Burst < 0 || p.Burst > MaxRate {
-		wrong("burst is %d, want 1 to %d", p.Burst, MaxRate)
-	}
-	if p.Burst > 0 && p.Rate == 0 {
-		wrong("burst is given without rate")
-	}
 	if p.Hold < 0 || p.Hold > MaxHold {
 		wrong("hold is %s, want 0 to %s", p.Hold, MaxHold)
 	}
@@ -75,9 +68,5 @@ func (p Policy) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (p Policy) burst() int {
-	if p.Burst > 0 {
-		return p.Burst
-	}
-	return max(1, int(p.Rate/10))
-}
+// burst is how many attempts may begin at once after a pause.
+func (p Policy) burst() int { return max(1, int(p.Rate/10)) }

@@ -38,14 +38,12 @@ func TestPolicies(t *testing.T) {
 		want   string // in the error; empty for none
 	}{
 		{"default", Policy{}, ""},
-		{"everything", Policy{Order: PerPeer, Rate: 2.5, Burst: 10, Hold: 30 * time.Second, From: From{Ago: time.Hour}}, ""},
+		{"everything", Policy{Order: PerPeer, Rate: 2.5, Hold: 30 * time.Second, From: From{Ago: time.Hour}}, ""},
 		{"unknown order", Policy{Order: "random"}, "order is"},
 		{"negative rate", Policy{Rate: -1}, "rate is -1"},
 		{"rate that is none", Policy{Rate: math.NaN()}, "rate is NaN"},
 		{"rate that never comes", Policy{Rate: 1e-9}, "rate is 1e-09"},
 		{"unbounded rate", Policy{Rate: math.Inf(1)}, "rate is +Inf"},
-		{"burst alone", Policy{Burst: 5}, "without rate"},
-		{"negative burst", Policy{Rate: 1, Burst: -5}, "burst is -5"},
 		{"longest hold", Policy{Hold: 10 * time.Minute}, ""},
 		{"too long a hold", Policy{Hold: 10*time.Minute + 1}, "hold is"},
 		{"negative hold", Policy{Hold: -1}, "hold is"},
@@ -99,10 +97,11 @@ func TestABrokenHookLeavesItsBacklogInTheStream(t *testing.T) {
 		_, err := b.js.Consumer(t.Context(), events.StreamEvents, Durable("other"))
 		return err == nil
 	})
-	want := b.publish(peers(400)...)
+	const backlog = 200
+	want := b.publish(peers(maxAckPending + backlog)...)
 	slices.Sort(want)
 	sorted := func(ids []string) []string { slices.Sort(ids); return ids }
-	same(t, "another hook, meanwhile", want, sorted(healthy.take(t, "", 400)))
+	same(t, "another hook, meanwhile", want, sorted(healthy.take(t, "", len(want))))
 	eventually(t, "the circuit is open", func() bool { return n.observer.circuit() != Closed })
 
 	before := len(s.requests())
@@ -112,7 +111,8 @@ func TestABrokenHookLeavesItsBacklogInTheStream(t *testing.T) {
 	if trials, most := len(s.requests())-before, int(time.Since(begin)/(240*time.Millisecond))+deliver.DefaultConcurrency; trials > most {
 		t.Errorf("%d requests in %s while the circuit is open, want at most %d", trials, time.Since(begin), most)
 	}
-	if info := b.info("h"); info.NumPending < 200 || info.NumRedelivered > 0 {
+	// Most of the time far fewer are pulled; a recovery, which a slow machine may cause, takes as many as there may be.
+	if info := b.info("h"); info.NumPending < backlog || info.NumRedelivered > 0 {
 		t.Errorf("%d pending and %d redelivered, want the backlog in the stream and nothing redelivered", info.NumPending, info.NumRedelivered)
 	}
 	if got := other.observer.circuit(); got != Closed {
@@ -120,7 +120,7 @@ func TestABrokenHookLeavesItsBacklogInTheStream(t *testing.T) {
 	}
 
 	g.broken.Store(false)
-	same(t, "delivered after all", want, sorted(s.take(t, "", 400)))
+	same(t, "delivered after all", want, sorted(s.take(t, "", len(want))))
 	b.finished("h")
 	eventually(t, "the circuit is closed", func() bool { return n.observer.circuit() == Closed })
 	for _, line := range []string{"hook is broken", "hook works again"} {
@@ -179,13 +179,13 @@ func TestARateIsKeptAndNothingExpiresMeanwhile(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)
 	const rate, count = 10, 30
-	run(t, b, s, withPolicy(Policy{Rate: rate, Burst: 3}), withTiming(time.Second, time.Second))
+	run(t, b, s, withPolicy(Policy{Rate: rate}), withTiming(time.Second, time.Second))
 	b.publish(peers(count)...)
 	s.take(t, "", count)
 	b.finished("h")
 	r := s.requests()
-	if took := r[count-1].at.Sub(r[0].at); took < (count-3-1)*time.Second/rate {
-		t.Errorf("%d requests took %s, which is faster than %d a second after a burst of 3", count, took, rate)
+	if took := r[count-1].at.Sub(r[0].at); took < (count-1-1)*time.Second/rate {
+		t.Errorf("%d requests took %s, which is faster than %d a second", count, took, rate)
 	}
 	if info := b.info("h"); len(r) != count || info.Delivered.Consumer != count {
 		t.Errorf("%d requests and %d deliveries by the broker, want %d", len(r), info.Delivered.Consumer, count)

@@ -2,8 +2,8 @@
 //
 // It is the hook's own consumer (package consume) on another stream, so that a replayed event is verified, signed, tried again and buried as any other, with the
 // same id. It is out of order by nature: what happened after it was delivered long ago, and receivers tell by the event's time and sequence. Only replays of one
-// peer keep their order among each other. They run beside the hook's events, neither waits for the other, and the hook's filter is not asked, because the
-// operator was.
+// peer keep their order among each other. They run beside the hook's events, neither waits for the other, each within the hook's rate. Neither the hook's
+// filter nor its hold is asked, because the operator was.
 package replay
 
 import (
@@ -21,6 +21,7 @@ func New(c consume.Config) (*consume.Consumer, error) {
 	c.Source = consume.Source{Stream: broker.StreamRetry, Subject: deadletter.RetrySubject(c.Hook.Name)}
 	c.Hook.Filter = route.Filter{}
 	c.Hook.Target.Concurrency = concurrency
+	c.Hook.Policy.Hold = 0 // who has a disconnect sent again wants it sent
 	c.Observer = loadless{c.Observer}
 	c.Log = c.Log.With("stream", broker.StreamRetry)
 	return consume.New(c)

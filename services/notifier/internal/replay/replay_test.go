@@ -52,9 +52,9 @@ func (o *observer) Buried(_ string, c deadletter.Class) {
 	o.buried = append(o.buried, c)
 }
 
-func (o *observer) Withheld(string, int) {}
+func (o *observer) Withheld(string, int) { o.t.Error("a replay is withheld") }
 
-func (o *observer) Lost(string, uint64) {}
+func (o *observer) Lost(_ string, n uint64) { o.t.Errorf("%d replays are said to be lost", n) }
 
 func (o *observer) Loaded(string, consume.Load) {
 	o.t.Error("the load of replays is told as that of the hook's events")
@@ -250,6 +250,49 @@ func TestAReplayIsRetriedAndBuriedLikeAnyOther(t *testing.T) {
 	if len(b.observer.buried) != 2 {
 		t.Errorf("told of %v", b.observer.buried)
 	}
+}
+
+// Replays of all hooks are in one stream: those of others leave holes in a hook's numbering.
+func TestReplaysOfOtherHooksAreNotLost(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.run()
+	var want []string
+	for n := range byte(4) {
+		b.ask("pager", "good", n+1)
+		want = append(want, b.ask("chat", "good", n+1))
+	}
+	eventually(t, "the replays are delivered", func() bool { return len(b.got()) == len(want) })
+	got := b.got()
+	slices.Sort(got)
+	slices.Sort(want)
+	same(t, "delivered", want, got)
+}
+
+// A disconnect that an operator has sent again is sent, though the peer connected right after it.
+func TestAReplayIsNotHeldBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.config.Hook.Policy.Hold = 5 * time.Second
+	b.run()
+	e := events.New(&events.Disconnected{
+		Common: events.Common{Node: "vpn-1", Interface: "wg0", DetectedAt: time.Now()}, Peer: events.Peer{PublicKey: events.Key{1}},
+		Session: events.Session{StartedAt: time.Now(), LastHandshakeAt: time.Now()}, Reason: events.Expired,
+	}, time.Now(), events.Sequence{Epoch: 1795342000123, N: 99})
+	body, err := e.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := nats.NewMsg(deadletter.RetrySubject("chat"))
+	msg.Data = body
+	msg.Header.Set(events.HeaderSignature, "good")
+	msg.Header.Set(deadletter.HeaderSubject, string(e.Type))
+	if _, err := b.operator.PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{e.ID, b.ask("chat", "good", 1)}
+	eventually(t, "both are delivered", func() bool { return len(b.got()) == 2 })
+	same(t, "delivered", want, b.got())
 }
 
 // An event of the same peer is being retried by the hook's own consumer; a replay does not wait for it.

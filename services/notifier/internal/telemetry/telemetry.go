@@ -1,8 +1,7 @@
 // Package telemetry counts what the notifier does and serves the counts.
 //
 // Labels come from closed sets: the names of hooks, which the operator chose, the classes of packages deliver and deadletter, and the states
-// of package consume. No key, address or URL
-// is ever a label.
+// of package consume. No key, address or URL is ever a label.
 package telemetry
 
 import (
