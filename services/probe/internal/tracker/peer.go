@@ -59,6 +59,10 @@ type PeerState struct {
 	// Stalled is true from the report that no session comes about until one does.
 	Stalled bool `json:"stalled,omitempty"`
 
+	// What the device counted when there was no session, in this run; a session's bytes are counted from there. A look may find bytes of a session whose
+	// handshake it does not find yet, because the device is not read at one instant: so only attempts, theirs and ours, move it.
+	idleRx, idleTx uint64
+
 	print    [16]byte // of the preshared key, in this run
 	knocking knocking
 	tried    wgmsg.Timestamp // of the latest attempt to come by a session, in this run
@@ -251,6 +255,9 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 		t.dirty[PeerID{i.Name, p.PublicKey}] = true
 	}
 	i.take(p, o)
+	if !p.Connected && (!i.looked || (p.RxBytes-p.idleRx)%initiationSize == 0) {
+		p.idleRx, p.idleTx = p.RxBytes, p.TxBytes
+	}
 
 	if p.Connected && !was {
 		at := now
@@ -278,7 +285,7 @@ func (p *PeerState) begin(now Now, i *iface, o Peer) {
 	p.Connected, p.Quiet, p.Resumed = true, false, false
 	p.StartedAt, p.StartedBoot = o.LastHandshake, p.HandshakeBoot
 	p.LastSeen = i.life(now, o.LastHandshake, o.LastHandshake)
-	p.RxBase, p.TxBase = p.RxBytes, p.TxBytes
+	p.RxBase, p.TxBase = p.idleRx, p.idleTx
 	if !i.looked {
 		p.RxBase, p.TxBase = o.RxBytes, o.TxBytes // nobody knows how much of it is this session's
 	}
@@ -366,6 +373,7 @@ func (t *Tracker) disconnect(now Now, i *iface, p *PeerState, ago time.Duration,
 	p.LastSeen = clip(p.LastSeen, end.Wall)
 	session := p.session(end)
 	p.Connected, p.Last = false, &session
+	p.idleRx, p.idleTx = p.RxBytes, p.TxBytes
 	var cause events.Cause
 	switch reason {
 	case events.Expired, events.Silent, events.Unreachable:

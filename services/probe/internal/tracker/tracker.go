@@ -373,6 +373,7 @@ func (t *Tracker) replaced(i *iface, d Device) bool {
 func (t *Tracker) forgetCounters(i *iface) {
 	for _, p := range i.peers {
 		p.LastHandshake, p.RxBytes, p.TxBytes = time.Time{}, 0, 0
+		p.idleRx, p.idleTx = 0, 0
 		t.forgetAttempts(p)
 	}
 }
