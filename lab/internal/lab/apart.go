@@ -1,12 +1,17 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -19,6 +24,8 @@ const (
 	apartVar = "WGHERALD_LAB_APART"
 	// apartReady is what such a process says when the tunnel is up.
 	apartReady = "tunnel is up"
+	// freezeTimeout is how long a process may take to stop: a loaded machine may not run its threads for a while, which is what stops them.
+	freezeTimeout = 10 * time.Second
 )
 
 // apart is what the process of a client is told.
@@ -48,8 +55,44 @@ func (c *Client) UpApart(ctx context.Context) error {
 	return err
 }
 
-// Freeze stops the process of a client that is up apart, in the middle of whatever it does, and Thaw lets it go on.
-func (c *Client) Freeze() error { return c.signal(syscall.SIGSTOP) }
+// Freeze stops the process of a client that is up apart, in the middle of whatever it does, and Thaw lets it go on. When Freeze returns, none of its threads
+// runs any more: the signal itself is only asked for when kill(2) returns.
+func (c *Client) Freeze() error {
+	if err := c.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(freezeTimeout); ; time.Sleep(time.Millisecond) {
+		running, err := c.running()
+		if err != nil || running == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s: %d threads still run %v after SIGSTOP", c.Name, running, freezeTimeout)
+		}
+	}
+}
+
+// running counts the threads of the process that are not stopped (state T of proc_pid_stat(5), the field after the parentheses).
+func (c *Client) running() (int, error) {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.apart.PID()))
+	if err != nil {
+		return 0, err
+	}
+	running := 0
+	for _, stat := range stats {
+		text, err := os.ReadFile(stat)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // a thread that ended
+		}
+		if err != nil {
+			return 0, err
+		}
+		if i := bytes.LastIndexByte(text, ')'); i < 0 || !bytes.HasPrefix(text[i:], []byte(") T")) {
+			running++
+		}
+	}
+	return running, nil
+}
 
 // Thaw undoes Freeze.
 func (c *Client) Thaw() error { return c.signal(syscall.SIGCONT) }
