@@ -255,7 +255,7 @@ func (t *Tracker) live(asked, now Now, i *iface, p *PeerState, o Peer) (moved bo
 		t.dirty[PeerID{i.Name, p.PublicKey}] = true
 	}
 	i.take(p, o)
-	if !p.Connected && (!i.looked || (p.RxBytes-p.idleRx)%initiationSize == 0) {
+	if !p.Connected && (!i.looked || (p.RxBytes-p.idleRx)%wgmsg.InitiationSize == 0) {
 		p.idleRx, p.idleTx = p.RxBytes, p.TxBytes
 	}
 

@@ -103,7 +103,9 @@ func (q *queue) Pop() any {
 // NewSchedule returns the schedule of a device that was never looked at: its first look is due now.
 func NewSchedule(now time.Duration, packets bool) *Schedule {
 	return &Schedule{
-		packets: packets, waiting: map[netip.AddrPort]*wait{}, sample: now, deadline: never, soon: never, again: never, doubted: now - doubtInterval, balance: budgetBurst, credited: now,
+		packets: packets, waiting: map[netip.AddrPort]*wait{},
+		sample: now, deadline: never, soon: never, again: never, doubted: now - doubtInterval,
+		balance: budgetBurst, credited: now,
 	}
 }
 

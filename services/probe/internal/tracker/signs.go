@@ -6,13 +6,7 @@ import (
 	"time"
 
 	"github.com/wgherald/wgherald/pkg/events"
-)
-
-// What a message adds to the counters of bytes: its own length (messages.h, receive.c, send.c).
-const (
-	keepaliveSize  = 32 // an empty data message; any other is at least 48
-	initiationSize = 148
-	responseSize   = 92
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // Timers of WireGuard (whitepaper §6.1; messages.h, timers.c).
@@ -101,7 +95,7 @@ type signs struct {
 // window is what two looks in a row found of a peer.
 type window struct {
 	From, To  time.Duration // the earlier look was asked for … the later was answered
-	Rx, Tx    uint64        // growth of the counters
+	Rx, Tx    uint64        // growth of the counters, to which a message adds its own length (receive.c, send.c)
 	Handshake bool          // the last handshake moved
 	Keepalive time.Duration // our own persistent keepalive towards the peer; 0 is off
 }
@@ -114,17 +108,17 @@ func (w window) alive() bool { return w.Handshake || !w.knocks() }
 // knocks reports whether what was received may be initiations alone, which anyone may send who once heard one. There is at most one in rekeyTimeout, but
 // for one on each edge of the window.
 func (w window) knocks() bool {
-	return w.Rx%initiationSize == 0 && w.Rx/initiationSize <= uint64(w.length()/rekeyTimeout)+2
+	return w.Rx%wgmsg.InitiationSize == 0 && w.Rx/wgmsg.InitiationSize <= uint64(w.length()/rekeyTimeout)+2
 }
 
 // responds reports whether what was sent may be responses alone.
-func (w window) responds() bool { return w.Tx%responseSize == 0 && w.Tx <= 3*responseSize }
+func (w window) responds() bool { return w.Tx%wgmsg.ResponseSize == 0 && w.Tx <= 3*wgmsg.ResponseSize }
 
 // chimes reports whether what was received may be keepalives alone, with the initiations of a rekey, which may be in the window before that in which
 // the last handshake moves. All but initiations are multiples of 16, so the remainder counts these.
 func (w window) chimes() bool {
-	initiations := w.Rx % 16 / 4 * initiationSize
-	return w.Rx > initiations && (w.Rx-initiations)%keepaliveSize == 0
+	initiations := w.Rx % 16 / 4 * wgmsg.InitiationSize
+	return w.Rx > initiations && (w.Rx-initiations)%wgmsg.MinDataSize == 0
 }
 
 // begin tells that a new session began. What was learned stays, but nobody is called silent before one gap of this session was as learned.
@@ -148,9 +142,9 @@ func (s *signs) resumed(now time.Duration) {
 	s.blind(now)
 }
 
-// look takes in what a look found, and reports whether the peer gave a sign of life.
-func (s *signs) look(w window) (alive bool) {
-	alive = w.alive()
+// look takes in what a look found.
+func (s *signs) look(w window) {
+	alive := w.alive()
 	s.hush = w.Keepalive > 0
 	chime := alive && !s.hush && w.chimes() && w.responds() && w.From >= s.sent+answered
 	if !w.responds() {
@@ -158,7 +152,7 @@ func (s *signs) look(w window) (alive bool) {
 	}
 	if !alive {
 		s.demand(w)
-		return false
+		return
 	}
 	s.heard = w.To
 	s.quiet(w.To)
@@ -171,7 +165,6 @@ func (s *signs) look(w window) (alive bool) {
 		s.learn(seconds(w.To.Round(time.Second))-seconds(s.beat.Round(time.Second)), seconds(w.length()+time.Second-1))
 		s.beat = w.To
 	}
-	return true
 }
 
 // learn takes in a gap between two signs, and the length of the window that held the second, both in seconds.
@@ -299,15 +292,15 @@ func (s *signs) quiet(now time.Duration) {
 
 // demand takes in a window without life. A peer that knocks makes us send responses; these are no demand of ours.
 func (s *signs) demand(w window) {
-	s.slotTx += w.Tx - min(w.Tx, w.Rx/initiationSize*responseSize)
+	s.slotTx += w.Tx - min(w.Tx, w.Rx/wgmsg.InitiationSize*wgmsg.ResponseSize)
 	length := w.To - s.slot
 	if length < minSlot {
 		return
 	}
 	// Keepalives want no answer: a passive one, and our persistent ones.
-	idle := uint64(keepaliveSize)
+	idle := uint64(wgmsg.MinDataSize)
 	if w.Keepalive > 0 {
-		idle += keepaliveSize * uint64(length/w.Keepalive+1)
+		idle += wgmsg.MinDataSize * uint64(length/w.Keepalive+1)
 	}
 	if s.slotTx > idle {
 		if s.demanded == 0 {
@@ -315,7 +308,7 @@ func (s *signs) demand(w window) {
 		}
 		s.demanded = min(s.demanded+1, minDemanded)
 		// Four initiations, which take 20 s, are a multiple of 16 again.
-		if s.slotTx%16 != 0 || length >= 4*rekeyTimeout && s.slotTx >= 4*initiationSize {
+		if s.slotTx%16 != 0 || length >= 4*rekeyTimeout && s.slotTx >= 4*wgmsg.InitiationSize {
 			s.pleas = min(s.pleas+1, minPleas)
 		}
 	}

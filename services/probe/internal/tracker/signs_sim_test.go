@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // model is a tunnel as far as its counters go: two ends with the timers of WireGuard, and a link that loses messages.
@@ -100,7 +101,7 @@ func (m *model) initiate(e *end) {
 		return
 	}
 	e.asked, e.retry = m.now, m.now+rekeyTimeout+m.jitter(time.Second/3)
-	m.put(e, initiation, initiationSize, 0)
+	m.put(e, initiation, wgmsg.InitiationSize, 0)
 }
 
 // say sends data, or a keepalive, of the given size.
@@ -130,10 +131,10 @@ func (m *model) hear(f flight) (handshake bool) {
 	switch f.kind {
 	case initiation:
 		m.session++
-		m.put(e, response, responseSize, m.session)
+		m.put(e, response, wgmsg.ResponseSize, m.session)
 	case response:
 		e.session, e.born, e.initiator, e.retry, e.attempts = f.session, m.now, true, never, 0
-		m.say(e, keepalive, keepaliveSize)
+		m.say(e, keepalive, wgmsg.MinDataSize)
 		return true
 	case keepalive, data:
 		if f.session > e.session { // the first under a new key
@@ -156,10 +157,10 @@ func (m *model) hear(f flight) (handshake bool) {
 // fire runs the timers that are due.
 func (m *model) fire(e *end) {
 	if e.persistent <= m.now {
-		m.say(e, keepalive, keepaliveSize)
+		m.say(e, keepalive, wgmsg.MinDataSize)
 	}
 	if e.passive <= m.now {
-		m.say(e, keepalive, keepaliveSize)
+		m.say(e, keepalive, wgmsg.MinDataSize)
 		if e.another {
 			e.another, e.passive = false, m.now+keepaliveTimeout
 		}
@@ -228,16 +229,17 @@ func watch(m *model, every time.Duration) *watcher {
 
 func (w *watcher) look() {
 	m := w.m
-	alive := w.signs.look(window{
+	found := window{
 		From: w.asked, To: m.now, Rx: m.ours.rx - w.seen.rx, Tx: m.ours.tx - w.seen.tx, Handshake: w.handshake, Keepalive: m.ours.keepalive,
-	})
+	}
+	w.signs.look(found)
 	expired := !w.lasting && m.now >= w.seen.born+RejectAfterTime
 	w.seen, w.asked = m.ours, m.now
 	switch {
 	case w.handshake && expired:
 		w.gone = false
 		w.signs.begin(m.now)
-	case w.gone && alive:
+	case w.gone && found.alive():
 		w.gone = false
 		w.signs.resumed(m.now)
 	}

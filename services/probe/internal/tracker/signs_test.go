@@ -26,8 +26,9 @@ func (s *signs) take(now, keepalive time.Duration, windows ...watched) (end time
 		if w.long == 0 {
 			w.long = 10 * time.Second
 		}
-		alive = s.look(window{From: now, To: now + w.long, Rx: w.rx, Tx: w.tx, Handshake: w.handshake, Keepalive: keepalive})
-		now += w.long
+		found := window{From: now, To: now + w.long, Rx: w.rx, Tx: w.tx, Handshake: w.handshake, Keepalive: keepalive}
+		s.look(found)
+		now, alive = found.To, found.alive()
 	}
 	return now, alive
 }
