@@ -146,14 +146,14 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	gone := s.serve(ctx, late)
 	grace := time.NewTimer(stopGrace) // for all that follows but flush
 	defer grace.Stop()
-	owner, answers := s.pin != "", true
+	owner, released, answers := s.pin != "", s.pin, true
 	if gone {
 		cancelLate() // without a consumer nothing can be acknowledged
 	} else {
 		answers = s.unpin(late)
 		s.surrender()
 	}
-	s.stop(late, grace.C, cancelLate, cancelPull, pulls)
+	s.stop(late, released, grace.C, cancelLate, cancelPull, pulls)
 	close(s.jobs)
 	workers.Wait()
 
@@ -223,7 +223,7 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 }
 
 // stop ends what is under way, with force when grace is over.
-func (s *session) stop(late context.Context, grace <-chan time.Time, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
+func (s *session) stop(late context.Context, released string, grace <-chan time.Time, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
 	// Messages sent before the pin was released are still on their way. Whatever is not caught here is missing until AckWait is over.
 	quiet := time.NewTimer(50 * time.Millisecond)
 	defer quiet.Stop()
@@ -236,6 +236,11 @@ func (s *session) stop(late context.Context, grace <-chan time.Time, cancelLate,
 		case <-pulls:
 			pulls = nil
 		case w := <-s.arrivals:
+			if pin := w.msg.Headers().Get(headerPin); pin != released {
+				s.pin, released = pin, pin // by this message, which was on its way
+				s.unpin(late)
+				s.pin = ""
+			}
 			if s.queue.Has(w.seq()) || s.closing[w.seq()] != nil {
 				continue
 			}
