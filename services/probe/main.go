@@ -1,7 +1,7 @@
 // Command probe watches the WireGuard interfaces of a host and publishes events about their peers to NATS.
 //
 // It needs CAP_NET_ADMIN to read devices and CAP_NET_RAW to see handshakes, opens no port but an optional one for metrics on loopback, and is
-// configured by environment variables: probe -h lists them. It exits with 0 after SIGINT or SIGTERM, with 2 when it is configured wrongly, and with 1
+// configured by environment variables: probe -h lists them. It exits with 0 within 5 s of SIGINT or SIGTERM, with 2 when it is configured wrongly, and with 1
 // when it cannot go on.
 package main
 
@@ -31,6 +31,9 @@ const cutOff = 4500 * time.Millisecond
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+
 	flags := flag.NewFlagSet("probe", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	showVersion := flags.Bool("version", false, "")
@@ -54,8 +57,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {
