@@ -120,10 +120,10 @@ func (s *story) silenceResolver() (known func(bool)) {
 	return known
 }
 
-// awaitConnects waits until the probe has stored so many.
-func (s *story) awaitConnects(n int) {
+// awaitStored waits until the probe has stored so many events of a type.
+func (s *story) awaitStored(t events.Type, n int) {
 	s.t.Helper()
-	s.awaitMetric(probeMetrics, fmt.Sprintf(`wgherald_probe_events_total{type="wg.peer.connected"} %d`, n))
+	s.awaitMetric(probeMetrics, fmt.Sprintf("wgherald_probe_events_total{type=%q} %d", t, n))
 }
 
 // tells ends the story of so many runs of the probe, in which clients have connected.
@@ -200,9 +200,9 @@ func TestProbeStops(t *testing.T) {
 		}},
 		"the broker was never there": {broker, func(s *story, alice, bob *lab.Client) {
 			s.must(s.StartProbe())
-			_, err := s.Probe.WaitLine(s.ctx, "interface is watched")
-			s.must(err, alice.Connect(s.ctx))
-			s.awaitConnects(1)
+			s.awaitStored(events.InterfaceUp, 1)
+			s.must(alice.Connect(s.ctx))
+			s.awaitStored(events.PeerConnected, 1)
 			s.ask(&s.Probe, syscall.SIGTERM)
 			s.must(s.StartBroker(s.ctx), s.Provision(s.ctx), s.StartNotifier(s.ctx), s.StartProbe())
 			s.tells(2, alice)
@@ -213,7 +213,7 @@ func TestProbeStops(t *testing.T) {
 			s.must(s.StopNotifier())
 			s.freeze()
 			s.must(bob.Connect(s.ctx))
-			s.awaitConnects(2)
+			s.awaitStored(events.PeerConnected, 2)
 			s.ask(&s.Probe, syscall.SIGTERM)
 			s.thaw()
 			s.must(s.StartNotifier(s.ctx), s.StartProbe())
@@ -223,9 +223,9 @@ func TestProbeStops(t *testing.T) {
 			s.must(s.StartBroker(s.ctx), s.Provision(s.ctx))
 			s.freeze()
 			s.must(s.StartProbe())
-			_, err := s.Probe.WaitLine(s.ctx, "interface is watched")
-			s.must(err, alice.Connect(s.ctx))
-			s.awaitConnects(1)
+			s.awaitStored(events.InterfaceUp, 1)
+			s.must(alice.Connect(s.ctx))
+			s.awaitStored(events.PeerConnected, 1)
 			s.ask(&s.Probe, syscall.SIGTERM)
 			s.thaw()
 			s.must(s.StartNotifier(s.ctx), s.StartProbe())
@@ -237,7 +237,7 @@ func TestProbeStops(t *testing.T) {
 			s.settle()
 			s.KillBroker()
 			s.must(bob.Connect(s.ctx))
-			s.awaitConnects(2)
+			s.awaitStored(events.PeerConnected, 2)
 			s.ask(&s.Probe, syscall.SIGTERM)
 			s.must(s.StartBroker(s.ctx), s.StartProbe())
 			s.tells(2, alice, bob)
@@ -325,7 +325,7 @@ func TestProbeKilled(t *testing.T) {
 	s.settle()
 	s.KillBroker()
 	s.must(bob.Connect(s.ctx))
-	s.awaitConnects(2)
+	s.awaitStored(events.PeerConnected, 2)
 	s.KillProbe()
 	s.must(s.StartBroker(s.ctx), s.StartProbe())
 	s.endOnce(map[string][]string{
