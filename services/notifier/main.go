@@ -1,7 +1,7 @@
 // Command notifier subscribes to the events of wgherald and delivers them as webhooks.
 //
 // It needs no privilege. Without NATS_URL it brings its own broker, on loopback and with generated credentials. It is configured by environment
-// variables and a file of hooks: notifier -h lists them. It exits with 0 after SIGINT or SIGTERM, with 2 when it is configured or called wrongly, and
+// variables and a file of hooks: notifier -h lists them. It exits with 0 within 5 s of SIGINT or SIGTERM, with 2 when it is configured or called wrongly, and
 // with 1 when it cannot go on.
 package main
 
@@ -24,6 +24,10 @@ import (
 
 // version is set when a release is built.
 var version = "dev"
+
+// cutOff is how long after a signal the service ends in any case. Everything has shorter bounds of its own, so only what nobody can bound is left to it: a disk
+// that hangs, a log that nobody reads. What is stored is whole at any time, as after kill -9.
+const cutOff = 4500 * time.Millisecond
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -86,6 +90,18 @@ func serve(ctx context.Context, stderr io.Writer) int {
 		return 2
 	}
 	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		<-ctx.Done()
+		select {
+		case <-ended:
+		case <-time.After(cutOff):
+			go logger.Error("not all ended in time, the rest is cut off")
+			time.Sleep(100 * time.Millisecond) // for that line: the log may be what hangs
+			os.Exit(0)
+		}
+	}()
 	if err := app.Run(ctx, cfg, version, logger); err != nil {
 		logger.Error("cannot go on", "error", err)
 		return 1

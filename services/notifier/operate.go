@@ -43,7 +43,7 @@ func operate(ctx context.Context, stream, key string, stderr io.Writer) (jetstre
 	if err != nil {
 		return nil, nil, misconfigured(err)
 	}
-	js, err := admin.Connect(cfg, broker.Operator, key, warnings(stderr))
+	js, err := admin.Connect(ctx, cfg, broker.Operator, key, warnings(stderr))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -271,7 +271,7 @@ func prune(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(cfg.Hooks) == 0 {
 		return exit(stderr, misused{errors.New("prune: no hook is configured, so every one would count as left over: set NOTIFIER_HOOKS or WEBHOOK_URL as the notifier has them")})
 	}
-	js, err := admin.Connect(cfg, broker.Notifier, "", warnings(stderr))
+	js, err := admin.Connect(ctx, cfg, broker.Notifier, "", warnings(stderr))
 	if err != nil {
 		return exit(stderr, err)
 	}

@@ -18,7 +18,7 @@ import (
 // Connect logs in to the broker that cfg names, as broker.Operator or broker.Notifier. The embedded one is that of a notifier that runs on this machine.
 // keyFile is the nkey seed to use; when it is empty, it is the one in the state directory of an embedded broker, or the login of cfg. The errors say what
 // to do.
-func Connect(cfg config.Config, role, keyFile string, log *slog.Logger) (jetstream.JetStream, error) {
+func Connect(ctx context.Context, cfg config.Config, role, keyFile string, log *slog.Logger) (jetstream.JetStream, error) {
 	o := broker.ConnectOptions{
 		URL: cfg.NATS.URL.Reveal(), Name: "wgherald-" + role, Role: role, Once: true,
 		NkeyFile: keyFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile,
@@ -40,7 +40,7 @@ func Connect(cfg config.Config, role, keyFile string, log *slog.Logger) (jetstre
 				"or name the file that `notifier keys` wrote (%[1]s/%[1]s.nk)", role, o.NkeyFile, err)
 		}
 	}
-	nc, err := broker.Connect(o, log)
+	nc, err := broker.Connect(ctx, o, log)
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
 		return nil, fmt.Errorf("the broker refuses this login: it must be the %s's, whose key file `notifier keys` wrote (%[1]s/%[1]s.nk)", role)

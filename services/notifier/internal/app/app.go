@@ -65,7 +65,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		log.Warn("events are not verified (NOTIFIER_VERIFY=false): whoever may publish for one node may publish for all")
 	}
 
-	nc, err := broker.Connect(connect, log.With("component", "broker"))
+	nc, err := broker.Connect(ctx, connect, log.With("component", "broker"))
 	if err != nil {
 		return err
 	}

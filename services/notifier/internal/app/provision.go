@@ -165,7 +165,7 @@ func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]bro
 
 // provisioner returns a connection that is up.
 func provisioner(ctx context.Context, o ProvisionOptions, key, role string, log *slog.Logger) (*nats.Conn, error) {
-	nc, err := broker.Connect(broker.ConnectOptions{
+	nc, err := broker.Connect(ctx, broker.ConnectOptions{
 		URL: o.URL, Name: "wgherald-" + role, Role: role, NkeyFile: key, CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile,
 	}, log)
 	if err != nil {

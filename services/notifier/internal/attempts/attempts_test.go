@@ -44,7 +44,7 @@ func startBroker(t *testing.T) *broker.Embedded {
 // login connects as the daemon does.
 func login(t *testing.T, e *broker.Embedded, role string) *nats.Conn {
 	t.Helper()
-	nc, err := broker.Connect(broker.ConnectOptions{URL: e.URL(), Role: role, NkeyFile: e.IdentityFile(role), Once: true}, slog.New(slog.DiscardHandler))
+	nc, err := broker.Connect(t.Context(), broker.ConnectOptions{URL: e.URL(), Role: role, NkeyFile: e.IdentityFile(role), Once: true}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,10 +30,11 @@ type ConnectOptions struct {
 
 // Connect returns a connection that stays: it need not be up yet, and it reconnects for ever, also after a refused login, because a key may be added to the broker while
 // the service waits. Nothing is buffered while it is down: a publish fails at once and its owner decides. A denied publish or subscription shows nowhere but in log.
+// When ctx ends, a connection that is up stays until it is closed, and one that is not is not tried for any longer.
 //
 // An error is a matter of configuration: a file that cannot be read, an URL that is none. With Once the connection is up when Connect returns, and an error may be
 // the broker's.
-func Connect(o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
+func Connect(ctx context.Context, o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name(o.Name),
 		nats.CustomInboxPrefix(InboxPrefix(o.Role)),
@@ -41,8 +43,10 @@ func Connect(o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
 		nats.ReconnectBufSize(-1),
 		nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(time.Second),
+		nats.SetCustomDialer(dialer{ctx}),
+		nats.SkipHostLookup(), // the dialer asks
 	}
-	opts = append(opts, handlers(log)...)
+	opts = append(opts, handlers(ctx, log)...)
 	if o.NkeyFile != "" {
 		opt, err := nats.NkeyOptionFromSeed(o.NkeyFile)
 		if err != nil {
@@ -67,7 +71,7 @@ func Connect(o ConnectOptions, log *slog.Logger) (*nats.Conn, error) {
 }
 
 // handlers log what the library reports to callbacks only.
-func handlers(log *slog.Logger) []nats.Option {
+func handlers(ctx context.Context, log *slog.Logger) []nats.Option {
 	unreachable := once(log) // attempts come every second
 	return []nats.Option{
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
@@ -95,7 +99,11 @@ func handlers(log *slog.Logger) []nats.Option {
 				log.Warn("broker connection lost", "error", err.Error())
 			}
 		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { unreachable.report(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			if ctx.Err() == nil {
+				unreachable.report(err)
+			}
+		}),
 	}
 }
 

@@ -52,7 +52,7 @@ func TestConnectWaitsForABrokerThatComesLater(t *testing.T) {
 	e.Shutdown()
 
 	log, lines := newLog()
-	nc, err := Connect(ConnectOptions{URL: url, Name: "test", Role: Notifier, NkeyFile: key}, log)
+	nc, err := Connect(t.Context(), ConnectOptions{URL: url, Name: "test", Role: Notifier, NkeyFile: key}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestConnectKeepsTryingWithAKeyTheBrokerDoesNotKnow(t *testing.T) {
 		t.Fatal(err)
 	}
 	log, lines := newLog()
-	nc, err := Connect(ConnectOptions{URL: e.URL(), Role: Notifier, NkeyFile: IdentityFile(stranger, Notifier)}, log)
+	nc, err := Connect(t.Context(), ConnectOptions{URL: e.URL(), Role: Notifier, NkeyFile: IdentityFile(stranger, Notifier)}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestConnectErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc, err := Connect(tt.o, discard)
+			nc, err := Connect(t.Context(), tt.o, discard)
 			if err == nil {
 				nc.Close()
 				t.Fatal("no error")

@@ -179,7 +179,7 @@ func probePort(addr string) error {
 func (e *Embedded) provision(ctx context.Context, log *slog.Logger) error {
 	var conns []*nats.Conn
 	for _, name := range []string{WGProvisioner, HooksProvisioner} {
-		nc, err := Connect(ConnectOptions{URL: e.URL(), Name: name, Role: name, NkeyFile: e.IdentityFile(name)}, log.With("identity", name))
+		nc, err := Connect(ctx, ConnectOptions{URL: e.URL(), Name: name, Role: name, NkeyFile: e.IdentityFile(name)}, log.With("identity", name))
 		if err != nil {
 			return err
 		}

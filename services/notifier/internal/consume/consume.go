@@ -127,6 +127,8 @@ type Consumer struct {
 	resume uint64
 	// created is when the stream was made in which resume and attempts count.
 	created time.Time
+	// stream is the one that was found last.
+	stream  jetstream.Stream
 	breaker retry.Breaker
 	limiter *rate.Limiter // nil for no limit
 	// dropped is the last stream sequence that is known to have been dropped by the stream undelivered, and was reported.
@@ -210,6 +212,7 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read stream %s: %w", c.Source.Stream, err)
 	}
+	c.stream = stream
 	info := stream.CachedInfo()
 	if !c.created.Equal(info.Created) {
 		clear(c.attempts)

@@ -893,6 +893,33 @@ func TestAStopLetsAttemptsUnderWayFinish(t *testing.T) {
 	}
 }
 
+// A message that makes the notifier the owner may arrive when it has already been asked to stop.
+func TestANotifierThatBecomesOwnerWhileItStopsLeavesNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	b, s := newBroker(t), newSink(t, ok)
+	reading, release := make(chan struct{}), make(chan struct{})
+	slow := func(c *Config, _ *timing) {
+		verify := c.Verify
+		c.Verify = func(body []byte, signature string) (*events.Event, error) {
+			close(reading)
+			<-release
+			return verify(body, signature)
+		}
+	}
+	owner := run(t, b, s, slow) // AckWait of a minute, PinnedTTL of 30 s
+	want := b.publish("alice")
+	<-reading
+	owner.cancel()
+	time.AfterFunc(200*time.Millisecond, func() { close(release) })
+	owner.stop()
+	begin := time.Now()
+	run(t, b, s)
+	same(t, "delivered", want, s.take(t, "", 1))
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("the next owner took %s, as if it had waited for PinnedTTL", took)
+	}
+}
+
 // The server may give the pin to the last request of a notifier that is gone. It must not be there for long.
 func TestANotifierThatNeverOwnedLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()

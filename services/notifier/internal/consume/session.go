@@ -144,14 +144,16 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	}
 
 	gone := s.serve(ctx, late)
-	owner := s.pin != ""
+	grace := time.NewTimer(stopGrace) // for all that follows but flush
+	defer grace.Stop()
+	owner, released, answers := s.pin != "", s.pin, true
 	if gone {
 		cancelLate() // without a consumer nothing can be acknowledged
 	} else {
-		s.unpin(late)
+		answers = s.unpin(late)
 		s.surrender()
 	}
-	s.stop(late, cancelLate, cancelPull, pulls)
+	s.stop(late, released, grace.C, cancelLate, cancelPull, pulls)
 	close(s.jobs)
 	workers.Wait()
 
@@ -168,7 +170,9 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		}
 	}
 	s.surrender()
-	s.flush(ctx)
+	if answers {
+		s.flush(ctx)
+	}
 	if gone && !owner {
 		// The owner knows better where the consumer was, and makes it again.
 		sleep(ctx, s.c.pinnedTTL)
@@ -218,22 +222,25 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 	}
 }
 
-// stop ends what is under way, within stopGrace.
-func (s *session) stop(late context.Context, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
+// stop ends what is under way, with force when grace is over.
+func (s *session) stop(late context.Context, released string, grace <-chan time.Time, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
 	// Messages sent before the pin was released are still on their way. Whatever is not caught here is missing until AckWait is over.
 	quiet := time.NewTimer(50 * time.Millisecond)
 	defer quiet.Stop()
-	deadline := time.NewTimer(stopGrace)
-	defer deadline.Stop()
 	for pulls != nil || s.queue.Working() > 0 || s.asking || s.busy() {
 		select {
 		case <-quiet.C:
 			cancelPull()
-		case <-deadline.C:
+		case <-grace:
 			cancelLate()
 		case <-pulls:
 			pulls = nil
 		case w := <-s.arrivals:
+			if pin := w.msg.Headers().Get(headerPin); pin != released {
+				s.pin, released = pin, pin // by this message, which was on its way
+				s.unpin(late)
+				s.pin = ""
+			}
 			if s.queue.Has(w.seq()) || s.closing[w.seq()] != nil {
 				continue
 			}
@@ -714,20 +721,18 @@ func (s *session) handBack(msg jetstream.Msg) {
 	s.handedBack = msg.Reply()
 }
 
-// unpin releases the consumer, so that the next owner need not wait for PinnedTTL.
-func (s *session) unpin(ctx context.Context) {
+// unpin releases the consumer, so that the next owner need not wait for PinnedTTL. It returns false when the broker was asked and does not answer.
+func (s *session) unpin(ctx context.Context) bool {
 	if s.pin == "" || !s.c.JetStream.Conn().IsConnected() {
-		return
+		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryAgain)
 	defer cancel()
-	stream, err := s.c.JetStream.Stream(ctx, s.c.Source.Stream)
-	if err == nil {
-		err = stream.UnpinConsumer(ctx, Durable(s.c.Hook.Name), group)
-	}
+	err := s.c.stream.UnpinConsumer(ctx, Durable(s.c.Hook.Name), group)
 	if err != nil {
-		s.c.Log.Warn("hook is not released, the next owner waits", "wait", s.c.pinnedTTL, "error", err)
+		s.c.Log.Warn("hook is not released, the next owner may have to wait", "wait", s.c.pinnedTTL, "error", err)
 	}
+	return err == nil
 }
 
 // flush waits until the consumer knows what was handed back. A PONG would say only that the server has read it, and an embedded server ends next. The

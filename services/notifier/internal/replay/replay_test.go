@@ -82,7 +82,7 @@ func newBench(t *testing.T) *bench {
 	}
 	t.Cleanup(e.Shutdown)
 	login := func(role string) jetstream.JetStream {
-		nc, err := broker.Connect(broker.ConnectOptions{URL: e.URL(), Role: role, NkeyFile: e.IdentityFile(role), Once: true}, log)
+		nc, err := broker.Connect(t.Context(), broker.ConnectOptions{URL: e.URL(), Role: role, NkeyFile: e.IdentityFile(role), Once: true}, log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		metrics.Counter("capture_malformed_total", "Packets that passed the filter and were no WireGuard message.", captured(listener, log, func(s capture.Stats) uint64 { return s.Malformed }))
 	}
 
-	nc, reconnected, err := publish.Connect(cfg.NATS, cfg.Node, log)
+	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, log)
 	if err != nil {
 		return err
 	}

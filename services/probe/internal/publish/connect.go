@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,10 +19,10 @@ const InboxPrefix = "_INBOX_probe"
 
 // Connect returns a connection that stays: it need not be up yet and reconnects for ever, after a refused login too, because the key may be added to the
 // broker while the probe waits. Nothing is buffered while it is down, for the outbox does that on disk. The channel receives a value when the
-// connection is up again.
+// connection is up again. When ctx ends, a connection that is up stays until it is closed, and one that is not is not tried for any longer.
 //
 // An error is a matter of configuration: a file that cannot be read, an address that is none.
-func Connect(c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
+func Connect(ctx context.Context, c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
 	up := make(chan struct{}, 1)
 	log = log.With("component", "broker")
 	connected := func(nc *nats.Conn) {
@@ -39,7 +40,7 @@ func Connect(c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan s
 	away := func(err error) { // once for each cause: attempts come every second
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil && !errors.Is(err, nats.ErrNoServers) && err.Error() != last { // ErrNoServers hides the cause, which comes next
+		if err != nil && ctx.Err() == nil && !errors.Is(err, nats.ErrNoServers) && err.Error() != last { // ErrNoServers hides the cause, which comes next
 			last = err.Error()
 			log.Warn("not reached, trying on; events are kept", "error", err)
 		}
@@ -52,6 +53,8 @@ func Connect(c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan s
 		nats.ReconnectBufSize(-1),
 		nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(500 * time.Millisecond),
+		nats.SetCustomDialer(dialer{ctx}),
+		nats.SkipHostLookup(), // the dialer asks
 		nats.ConnectHandler(connected),
 		nats.ReconnectHandler(connected),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { away(err) }),
