@@ -1,13 +1,13 @@
 package publish
 
 import (
+	"crypto/rand"
 	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nuid"
 
 	"github.com/wgherald/wgherald/pkg/events"
 )
@@ -30,7 +30,7 @@ type inboxes struct {
 func newInboxes(node string) inboxes {
 	token, _, _ := strings.Cut(events.StateKey(node, "", events.Key{}), ".") // it may hold bytes that no subject can
 	n := InboxPrefix + "." + token + "."
-	return inboxes{node: n, own: n + nuid.Next()}
+	return inboxes{node: n, own: n + rand.Text()}
 }
 
 // clash counts the acks of other processes of the node, and now and then logs that there is one.
