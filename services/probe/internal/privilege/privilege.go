@@ -62,8 +62,8 @@ type Held struct {
 }
 
 // Drop keeps the capabilities that Check asks for and no other: effective and permitted, and nothing to hand on but what the bounding set leaves. No program that
-// is run can gain any, and with Landlock none is run at all: only files remain, no TCP port can be opened, and no abstract socket of others reached, through
-// which container engines have been taken over.
+// is run can gain any, and with Landlock none is run at all, no file opened but those, and no abstract socket of others reached, through which
+// container engines have been taken over.
 //
 // A kernel without Landlock is no error; Held tells.
 func Drop(f Files) (Held, error) {
@@ -168,7 +168,7 @@ func confine(f Files) (string, error) {
 	grant(ll.AccessFSResolveUnix, parent)
 
 	config := landlock.V11.BestEffort()
-	config.HandledAccessNet = ll.AccessNetBindTCP
+	config.HandledAccessNet = 0 // the broker's port may be any, and what is told of TCP does not hold for MPTCP
 	// Not ScopeSignal: before Linux 6.15 it keeps the threads of one process from each other, and Go's runtime signals them.
 	config.Scoped = ll.ScopeAbstractUnixSocket
 	if err := config.Restrict(rules...); err != nil {
