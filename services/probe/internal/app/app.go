@@ -148,7 +148,9 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	if questions != nil {
 		g.Go(func() error {
 			return health.Serve(gctx, questions, func() health.Report {
-				return report(gctx, e, nc.IsConnected(), ob.Depth())
+				ctx, cancel := context.WithTimeout(gctx, answerIn)
+				defer cancel()
+				return report(ctx, e, nc.IsConnected(), ob.Depth())
 			})
 		})
 	}

@@ -46,7 +46,7 @@ func files(cfg config.Config) privilege.Files {
 		f.Public = append(f.Public, resolver...)
 	}
 	if cfg.Metrics.Network != "" {
-		f.Public = append(f.Public, "/proc") // the process's own numbers; those of others Landlock hides
+		f.Public = append(f.Public, "/proc") // the process's own numbers are there; what is secret of others needs more rights
 	}
 	return f
 }

@@ -28,17 +28,17 @@ func (e *engine) condition() condition {
 	return c
 }
 
-// report asks the engine how it is, from another goroutine. An engine that answers also stores: it does both in one goroutine, at least once in
-// tracker.StoreInterval, and a store that fails ends the probe. A broker that is away makes nobody ill, for the probe stores.
+// answerIn bounds how long the engine may take to say how it is.
+const answerIn = health.Patience / 2
+
+// report asks the engine how it is, from another goroutine, until ctx ends, which is after answerIn. An engine that answers also stores: it does both in
+// one goroutine, at least once in tracker.StoreInterval, and a store that fails ends the probe. A broker that is away makes nobody ill, for the probe stores.
 func report(ctx context.Context, e *engine, connected bool, waiting int) health.Report {
-	const wait = health.Patience / 2
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
 	reply := make(chan condition, 1)
 	select {
 	case e.asked <- reply:
 	case <-ctx.Done():
-		return health.Report{Text: fmt.Sprintf("the engine has taken in nothing for %v: its state directory may be too slow, or the machine overloaded", wait)}
+		return health.Report{Text: fmt.Sprintf("the engine has taken in nothing for %v: its state directory may be too slow, or the machine overloaded", answerIn)}
 	}
 	c := <-reply
 	parts := []string{cmp.Or(strings.Join(c.watched, ", "), "no WireGuard interface yet")}

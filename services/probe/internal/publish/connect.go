@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,13 +42,13 @@ func Connect(c config.NATS, node string, id Identity, clashed func(), log *slog.
 	}
 	var (
 		mu   sync.Mutex
-		last string
+		told []string // the last causes: with several servers they take turns
 	)
 	away := func(err error) { // once for each cause: attempts come every second
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil && !errors.Is(err, nats.ErrNoServers) && err.Error() != last { // ErrNoServers hides the cause, which comes next
-			last = err.Error()
+		if err != nil && !errors.Is(err, nats.ErrNoServers) && !slices.Contains(told, err.Error()) { // ErrNoServers hides the cause, which comes next
+			told = append(told[max(0, len(told)-15):], err.Error())
 			if errors.Is(err, nats.ErrAuthorization) {
 				err = fmt.Errorf("%w: the broker does not know this login (its users have to hold public key %s, or NATS_CREDS_FILE or NATS_URL another login)", err, id.Public)
 			}

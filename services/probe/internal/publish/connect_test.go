@@ -65,7 +65,7 @@ func TestLoginIsNotLogged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			log := &lines{}
-			nc, up, err := publish.Connect(config.NATS{URL: tt.url}, "vpn-1", publish.Identity{}, func() {}, slog.New(slog.NewTextHandler(log, nil)))
+			nc, up, err := publish.Connect(config.NATS{URL: tt.url}, "vpn-1", publish.Identity{Public: "UTHIS"}, func() {}, slog.New(slog.NewTextHandler(log, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,6 +73,9 @@ func TestLoginIsNotLogged(t *testing.T) {
 			eventually(t, tt.want+" in the log", func() bool { return strings.Contains(log.String(), tt.want) })
 			if strings.Contains(log.String(), "s3cret") {
 				t.Errorf("the log tells the login:\n%s", log)
+			}
+			if tt.want == "Authorization Violation" && !strings.Contains(log.String(), "have to hold public key UTHIS") {
+				t.Errorf("the log does not tell what to do:\n%s", log)
 			}
 			if tt.want == "msg=connected" {
 				<-up
