@@ -32,13 +32,15 @@ func TestExitCodes(t *testing.T) {
 		"wrong values":     {nil, map[string]string{"PROBE_ENDPOINT": "x", "PROBE_LOG_LEVEL": "y", "NATS_URL": "s3cret"}, 2, "", "PROBE_ENDPOINT: "},
 		"a misspelt name":  {nil, map[string]string{"PROBE_INTERFACE": "wg0"}, 2, "", "PROBE_INTERFACE: there is no such variable"},
 		"no state":         {nil, map[string]string{"PROBE_STATE": file}, 1, "", file + ": not a directory (PROBE_STATE names the directory)"},
+		"no key":           {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": "/missing/key"}, 2, "", "key file /missing/key (NATS_NKEY_FILE): no such file or directory: `notifier keys` makes one"},
+		"a wrong key":      {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": file}, 2, "", file + " holds no nkey seed"},
 		"no state, deeper": {nil, map[string]string{"PROBE_STATE": file + "/state"}, 1, "", file + "/state"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := privilege.Check(); tt.code == 1 && tt.args == nil && err != nil {
+			if err := privilege.Check(); err != nil && tt.args == nil && tt.env["PROBE_STATE"] != "" {
 				tt.code, tt.stderr = 2, err.Error() // comes first
 			}
-			for _, v := range []string{"PROBE_STATE", "PROBE_NODE", "PROBE_ENDPOINT", "PROBE_LOG_LEVEL", "PROBE_METRICS", "PROBE_INTERFACES", "NATS_URL"} {
+			for _, v := range []string{"PROBE_STATE", "PROBE_NODE", "PROBE_ENDPOINT", "PROBE_LOG_LEVEL", "PROBE_METRICS", "PROBE_INTERFACES", "NATS_URL", "NATS_NKEY_FILE"} {
 				t.Setenv(v, "")
 			}
 			for k, v := range tt.env {

@@ -69,7 +69,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	defer func() { err = errors.Join(err, wg.Close()) }()
 
 	metrics := telemetry.New()
-	metrics.Gauge("events_waiting", "Events stored and not yet acked by the nc.", func() float64 { return float64(ob.Depth()) })
+	metrics.Gauge("events_waiting", "Events stored and not yet acked by the broker.", func() float64 { return float64(ob.Depth()) })
 
 	trigger := events.TriggerPackets
 	listener, err := capture.Open()

@@ -27,9 +27,9 @@ var kept = []struct {
 	{cap.NET_RAW, "to see handshakes"},
 }
 
-// ErrMissing is the cause of an error of Check.
-var ErrMissing = errors.New("give it both: with compose by cap_add: [NET_ADMIN, NET_RAW], with systemd by AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW, " +
-	"by hand as root, or by setcap cap_net_admin,cap_net_raw+ep on its file")
+// remedy tells how to give them.
+const remedy = "give it both: with compose by cap_add: [NET_ADMIN, NET_RAW], with systemd by AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW, " +
+	"by hand as root, or by setcap cap_net_admin,cap_net_raw+ep on its file"
 
 // Check returns an error that names the capabilities that the probe was not given, what each is for, and how to give them.
 func Check() error {
@@ -43,7 +43,7 @@ func Check() error {
 	if missing == nil {
 		return nil
 	}
-	return fmt.Errorf("the probe lacks %s: %w", strings.Join(missing, " and "), ErrMissing)
+	return fmt.Errorf("the probe lacks %s: %s", strings.Join(missing, " and "), remedy)
 }
 
 // Files are what the probe may still open after Drop. What is open already stays open.
@@ -65,15 +65,17 @@ type Held struct {
 // is run can gain any, and with Landlock none is run at all, no file opened but those, and no abstract socket of others reached, through which
 // container engines have been taken over.
 //
-// A kernel without Landlock is no error; Held tells.
+// Landlock is used as far as the kernel has it: that it does not work is no error, and Held tells.
 func Drop(f Files) (Held, error) {
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return Held{}, fmt.Errorf("set no_new_privs: %w", err)
 	}
 	// First, since the paths of the rules are opened, and some belong to others.
-	held, err := confine(f)
-	if err != nil {
-		return Held{}, fmt.Errorf("restrict the file system: %w", err)
+	held := "none: every file that this user may open can be opened"
+	if abi, err := confine(f); err != nil {
+		held += fmt.Sprintf(" (%v)", err)
+	} else {
+		held = fmt.Sprintf("ABI %d", abi)
 	}
 	bounding, err := bound()
 	if err != nil {
@@ -132,11 +134,10 @@ const (
 	readWrite = readTree | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSMakeSock | ll.AccessFSRemoveFile
 )
 
-// confine restricts the file system as far as the kernel can, and says how far that is.
-func confine(f Files) (string, error) {
-	abi, err := ll.LandlockGetABIVersion()
-	if err != nil || abi < 1 {
-		return fmt.Sprintf("none (%v): every file that this user may open can be opened", err), nil
+// confine restricts the file system as far as the kernel can, and returns the version that tells how far that is.
+func confine(f Files) (abi int, err error) {
+	if abi, err = ll.LandlockGetABIVersion(); err != nil {
+		return 0, fmt.Errorf("the kernel has no Landlock, or it is switched off: %w", err)
 	}
 	var rules []landlock.Rule
 	grant := func(access landlock.AccessFSSet, path string) {
@@ -171,10 +172,7 @@ func confine(f Files) (string, error) {
 	config.HandledAccessNet = 0 // the broker's port may be any, and what is told of TCP does not hold for MPTCP
 	// Not ScopeSignal: before Linux 6.15 it keeps the threads of one process from each other, and Go's runtime signals them.
 	config.Scoped = ll.ScopeAbstractUnixSocket
-	if err := config.Restrict(rules...); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("ABI %d", abi), nil
+	return abi, config.Restrict(rules...)
 }
 
 // places returns what has to be granted for a file to be read by its name, whatever file has that name then: its directory, and that of the file that a link

@@ -4,8 +4,10 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -86,6 +88,9 @@ func Connect(c config.NATS, node string, id Identity, clashed func(), log *slog.
 	nc, err := nats.Connect(c.URL, opts...)
 	if _, quotes := errors.AsType[*url.Error](err); quotes {
 		err = errors.New("NATS_URL is no URL") // the cause quotes it, and with it a password
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: the probe runs as user %d, who has to be able to read it, and not even as root reads it other users' files", err, os.Geteuid())
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("broker connection: %w", err)
