@@ -1,8 +1,8 @@
 // Command probe watches the WireGuard interfaces of a host and publishes events about their peers to NATS.
 //
-// It needs CAP_NET_ADMIN to read devices and CAP_NET_RAW to see handshakes, opens no port but an optional one for metrics on loopback, and is
-// configured by environment variables: probe -h lists them. It exits with 0 after SIGINT or SIGTERM, with 2 when it is configured wrongly, and with 1
-// when it cannot go on.
+// It needs CAP_NET_ADMIN to read devices and CAP_NET_RAW to see handshakes, keeps no other right, and opens no port but an optional one for metrics on
+// loopback. It is configured by environment variables: probe -h lists them. It exits with 0 after SIGINT or SIGTERM, with 2 when it is configured or
+// started wrongly, and with 1 when it cannot go on. probe health asks a running one how it is.
 package main
 
 import (
