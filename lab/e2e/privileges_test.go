@@ -26,7 +26,7 @@ import (
 // needed are the capabilities that the probe is promised to do with.
 var needed = map[uintptr]string{unix.CAP_NET_ADMIN: "CAP_NET_ADMIN", unix.CAP_NET_RAW: "CAP_NET_RAW"}
 
-// neededMask is the same as proc_pid_status(5) writes it, and allMask is what this kernel has.
+// Sets of capabilities, as proc_pid_status(5) writes them.
 var (
 	neededMask = fmt.Sprintf("%016x", 1<<unix.CAP_NET_ADMIN|1<<unix.CAP_NET_RAW)
 	noneMask   = fmt.Sprintf("%016x", 0)

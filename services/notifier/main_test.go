@@ -127,6 +127,25 @@ func TestEverythingThatIsWrongIsToldAtOnce(t *testing.T) {
 		"WEBHOOK_URL", "WEBHOOK_SECRET", "NOTIFIER_LISTEN", "NOTIFIER_VERIFY", "NOTIFIER_LOG_LEVEL", "NOTIFIER_METRICS", "NATS_NKEY_FILE")
 }
 
+// TestRootIsRefused: the service does not run as root by mistake. Commands may.
+func TestRootIsRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can try")
+	}
+	clean(t)
+	state := filepath.Join(t.TempDir(), "state")
+	t.Setenv("NOTIFIER_STATE", state)
+	t.Setenv("NOTIFIER_ALLOW_ROOT", "")
+	code, _, stderr := call()
+	if code != 2 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stderr", stderr, "does not run as root", "NOTIFIER_ALLOW_ROOT=true")
+	if _, err := os.Stat(state); err == nil {
+		t.Error("root has made the state directory")
+	}
+}
+
 func TestPortInUse(t *testing.T) {
 	clean(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -14,11 +14,11 @@ import (
 )
 
 // ErrRoot is the error of Drop for root.
-var ErrRoot = errors.New("the notifier does not run as root: it needs no privilege, and talks to the world; run it as a user of its own, who owns NOTIFIER_STATE and can " +
-	"read the files it is given (deploy/compose.yaml has 65534), or set NOTIFIER_ALLOW_ROOT=true")
+var ErrRoot = errors.New("the notifier does not run as root: it needs no privilege, and talks to the world; run it as a user of its own, " +
+	"who owns NOTIFIER_STATE and can read the files it is given (deploy/compose.yaml has 65534), or set NOTIFIER_ALLOW_ROOT=true")
 
-// Drop gives up all capabilities for good, in all threads, and the right to gain any by running a program. Without allowRoot it refuses root instead: even without
-// capabilities, nearly every file of the system is root's.
+// Drop gives up all capabilities for good, in all threads, and the right to gain any by running a program. Without allowRoot it refuses root instead:
+// even without capabilities, nearly every file of the system is root's.
 func Drop(allowRoot bool) error {
 	if os.Geteuid() == 0 && !allowRoot {
 		return ErrRoot

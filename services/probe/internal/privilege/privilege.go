@@ -61,9 +61,9 @@ type Held struct {
 	Landlock     string
 }
 
-// Drop keeps the capabilities that Check asks for and no other: effective and permitted, and nothing to hand on but what the bounding set leaves. No program that
-// is run can gain any, and with Landlock none is run at all, no file opened but those, and no abstract socket of others reached, through which
-// container engines have been taken over.
+// Drop keeps the capabilities that Check asks for and no other: effective and permitted, and none to hand on. A program that is run gains none, and
+// with Landlock none is run at all, no file opened but those, and no abstract socket of others reached, through which container engines have been
+// taken over.
 //
 // Landlock is used as far as the kernel has it: that it does not work is no error, and Held tells.
 func Drop(f Files) (Held, error) {

@@ -38,7 +38,8 @@ func TestMain(m *testing.M) {
 
 // layout is what is in the directory before the child starts; links are written with an arrow.
 var layout = []string{
-	"state/probe.db", "outside/secret", "names/wg.conf", "certs/ca.pem -> v1/ca.pem", "certs/v1/ca.pem", "certs/v2/ca.pem", "public/hosts", "public/other", "run/wireguard/",
+	"state/probe.db", "outside/secret", "names/wg.conf", "certs/ca.pem -> v1/ca.pem", "certs/v1/ca.pem", "certs/v2/ca.pem", "public/hosts", "public/other",
+	"run/wireguard/",
 	"linked/names -> ../far/names", "far/names", "conf/",
 }
 
@@ -53,7 +54,9 @@ func child(dir string) error {
 		return err
 	}
 	held, err := privilege.Drop(privilege.Files{
-		State: at("state"), Again: []string{at("names/wg.conf"), at("certs/ca.pem"), at("linked/names"), at("conf/later/names"), "/names"}, Public: []string{at("public/hosts")},
+		State:   at("state"),
+		Again:   []string{at("names/wg.conf"), at("certs/ca.pem"), at("linked/names"), at("conf/later/names"), "/names"},
+		Public:  []string{at("public/hosts")},
 		Sockets: at("run/wireguard"),
 	})
 	if err != nil {

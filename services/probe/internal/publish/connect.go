@@ -52,7 +52,8 @@ func Connect(c config.NATS, node string, id Identity, clashed func(), log *slog.
 		if err != nil && !errors.Is(err, nats.ErrNoServers) && !slices.Contains(told, err.Error()) { // ErrNoServers hides the cause, which comes next
 			told = append(told[max(0, len(told)-15):], err.Error())
 			if errors.Is(err, nats.ErrAuthorization) {
-				err = fmt.Errorf("%w: the broker does not know this login (its users have to hold public key %s, or NATS_CREDS_FILE or NATS_URL another login)", err, id.Public)
+				err = fmt.Errorf("%w: the broker does not know this login (its users have to hold public key %s, or NATS_CREDS_FILE or NATS_URL another login)",
+					err, id.Public)
 			}
 			log.Warn("not reached, trying on; events are kept", "error", err)
 		}
