@@ -20,6 +20,7 @@ import (
 
 	"github.com/wgherald/wgherald/services/notifier/internal/app"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
+	"github.com/wgherald/wgherald/services/notifier/internal/privilege"
 )
 
 // version is set when a release is built.
@@ -90,6 +91,10 @@ func serve(ctx context.Context, stderr io.Writer) int {
 		return 2
 	}
 	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	if err := privilege.Drop(cfg.Root); err != nil {
+		logger.Error("cannot start", "error", err)
+		return 2
+	}
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {

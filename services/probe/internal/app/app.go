@@ -20,18 +20,31 @@ import (
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/probe/internal/capture"
 	"github.com/wgherald/wgherald/services/probe/internal/config"
+	"github.com/wgherald/wgherald/services/probe/internal/health"
 	"github.com/wgherald/wgherald/services/probe/internal/names"
 	"github.com/wgherald/wgherald/services/probe/internal/outbox"
+	"github.com/wgherald/wgherald/services/probe/internal/privilege"
 	"github.com/wgherald/wgherald/services/probe/internal/publish"
 	"github.com/wgherald/wgherald/services/probe/internal/telemetry"
 	"github.com/wgherald/wgherald/services/probe/internal/wgstate"
 )
 
+// Misconfigured is an error that no waiting heals: somebody has to change how the probe is started.
+type Misconfigured struct{ error }
+
+// Unwrap returns what is wrong.
+func (m Misconfigured) Unwrap() error { return m.error }
+
 // Run watches until ctx ends. An unreachable broker is no error; a state directory that cannot be written is, at once.
+//
+// It opens first what the rights of its start may be needed for, then gives up all that it does not need, and only then talks to anybody.
 func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (err error) {
+	if err := privilege.Check(); err != nil {
+		return Misconfigured{err}
+	}
 	ob, err := outbox.Open(cfg.State, time.Now())
 	if err != nil {
-		return fmt.Errorf("%w (PROBE_STATE names the directory)", err)
+		return fmt.Errorf("%w (%s)", err, stateRemedy(cfg.State, err))
 	}
 	defer func() { err = errors.Join(err, ob.Close()) }()
 	saved, err := ob.Load()
@@ -41,7 +54,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 
 	identity, err := publish.LoadIdentity(cfg.SeedFile())
 	if err != nil {
-		return err
+		return Misconfigured{err}
 	}
 	log.Info("probe starts", "version", version, "node", cfg.Node, "public_key", identity.Public, "state", cfg.State)
 	if identity.Made {
@@ -70,9 +83,30 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		metrics.Counter("capture_malformed_total", "Packets that passed the filter and were no WireGuard message.", captured(listener, log, func(s capture.Stats) uint64 { return s.Malformed }))
 	}
 
-	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, log)
+	var scrapes net.Listener
+	if cfg.Metrics.Network != "" {
+		if scrapes, err = telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr); err != nil {
+			return err
+		}
+		defer scrapes.Close()
+	}
+	questions, err := health.Listen(cfg.State)
 	if err != nil {
-		return err
+		log.Warn("nobody can ask for the probe's health", "error", err)
+	} else {
+		defer questions.Close()
+	}
+	boot := bootID(log)
+
+	held, err := privilege.Drop(files(cfg))
+	if err != nil {
+		return fmt.Errorf("give up what is not needed: %w", err)
+	}
+	log.Info("privileges are given up", "capabilities", held.Capabilities, "bounding", held.Bounding, "no_new_privs", true, "landlock", held.Landlock)
+
+	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, identity, metrics.Clashed, log)
+	if err != nil {
+		return Misconfigured{err}
 	}
 	defer nc.Close()
 	metrics.Gauge("broker_connected", "1 while the broker is connected.", func() float64 {
@@ -88,19 +122,12 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	publisher := publish.New(publish.JetStream(js), ob, identity.Key, reconnected, metrics, log.With("component", "publish"))
 
 	e := newEngine(engineConfig{
-		cfg: cfg, version: version, publicKey: identity.Public, bootID: bootID(log), trigger: trigger,
+		cfg: cfg, version: version, publicKey: identity.Public, bootID: boot, trigger: trigger,
 		saved: saved, outbox: ob, devices: wg, names: names.New(cfg.Names), metrics: metrics, log: log,
 	})
 
 	if listener != nil {
 		e.lost = listener.Lost()
-	}
-
-	var scrapes net.Listener
-	if cfg.Metrics.Network != "" {
-		if scrapes, err = telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr); err != nil {
-			return err
-		}
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -117,6 +144,15 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	}
 	if scrapes != nil {
 		g.Go(func() error { return metrics.Serve(gctx, scrapes) })
+	}
+	if questions != nil {
+		g.Go(func() error {
+			return health.Serve(gctx, questions, func() health.Report {
+				ctx, cancel := context.WithTimeout(gctx, answerIn)
+				defer cancel()
+				return report(ctx, e, nc.IsConnected(), ob.Depth())
+			})
+		})
 	}
 	err = g.Wait()
 	log.Info("probe stopped", "events_waiting", ob.Depth())

@@ -1,12 +1,14 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,6 +60,9 @@ type engine struct {
 	changed chan struct{}
 	answers chan answer
 	asking  sync.WaitGroup
+	asked   chan chan<- condition // how it is
+
+	waiting bool // it was said that there is nothing to watch
 
 	startedAt  tracker.Now
 	lastCommit tracker.Now
@@ -93,6 +98,7 @@ func newEngine(c engineConfig) *engine {
 		heard:        make(chan heard, heardBacklog),
 		changed:      make(chan struct{}, 1),
 		answers:      make(chan answer),
+		asked:        make(chan chan<- condition),
 	}
 	e.ear = newEar(c.metrics, e.heard)
 	interfaces := slices.DeleteFunc(c.saved.Interfaces, func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
@@ -164,6 +170,8 @@ func (e *engine) run(ctx, tasks context.Context) error {
 			e.note(now(), h)
 		case a := <-e.answers:
 			e.take(a)
+		case reply := <-e.asked:
+			reply <- e.condition()
 		case <-e.changed:
 			e.enumerate()
 		case <-e.lost:
@@ -249,6 +257,10 @@ func (e *engine) enumerate() {
 			e.tracker.Gone(t, name)
 		}
 	}
+	if len(e.watched) == 0 && !e.waiting {
+		e.log.Info("there is no WireGuard interface to watch yet, waiting for one", "wanted", cmp.Or(strings.Join(e.cfg.Globs, ","), "any"))
+	}
+	e.waiting = len(e.watched) == 0
 	e.aim()
 	e.count()
 }

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,6 +109,55 @@ func TestLife(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestNothingToWatch: that there is no interface is said once, with what is wanted.
+func TestNothingToWatch(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	var log bytes.Buffer
+	e.log = slog.New(slog.NewTextHandler(&log, nil))
+	e.enumerate()
+	e.enumerate()
+	if n := strings.Count(log.String(), "waiting for one"); n != 1 || !strings.Contains(log.String(), "wanted=no-such-interface") {
+		t.Errorf("it is said %d times:\n%s", n, &log)
+	}
+}
+
+// TestReport: an engine that turns tells what it watches; one that does not is not well.
+func TestReport(t *testing.T) {
+	t.Parallel()
+	e, ob := newTestEngine(t, t.TempDir())
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r := report(over, e, true, 0); r.Well || !strings.Contains(r.Text, "has taken in nothing for 2.5s") {
+		t.Errorf("of an engine that stands still: %s", r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.run(ctx, ctx) }()
+	<-ob.Changed() // it has started
+	for connected, want := range map[bool]string{
+		true:  "watches no WireGuard interface yet; the broker is connected; 3 events wait for it",
+		false: "watches no WireGuard interface yet; the broker is not connected, events are kept; 3 events wait for it",
+	} {
+		if r := report(t.Context(), e, connected, 3); !r.Well || r.Text != want {
+			t.Errorf("got %q, want %q", r, want)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	e.watched = map[string]*device{"wg0": {failing: true}, "wg1": {}}
+	for other, well := range map[bool]bool{false: true, true: false} {
+		e.watched["wg1"].failing = other
+		go func() { (<-e.asked) <- e.condition() }()
+		r := report(t.Context(), e, true, 0)
+		if r.Well != well || !strings.Contains(r.Text, "watches wg0, wg1; cannot read wg0") {
+			t.Errorf("with wg1 unreadable %t: %s", other, r)
+		}
 	}
 }
 

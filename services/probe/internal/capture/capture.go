@@ -102,7 +102,7 @@ func open(protocol uint16, filter []bpf.Instruction, decode decodeFunc) (*reader
 	// A socket with protocol 0 receives nothing. Bind gives it its protocol, and by then the filter is in place.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if errors.Is(err, os.ErrPermission) {
-		return nil, fmt.Errorf("open a packet socket: CAP_NET_RAW is missing: %w", err)
+		return nil, fmt.Errorf("open a packet socket: CAP_NET_RAW is missing, or counts in a user namespace that does not own the network: %w", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open a packet socket: %v", err)
@@ -110,6 +110,7 @@ func open(protocol uint16, filter []bpf.Instruction, decode decodeFunc) (*reader
 	attached := unix.SockFprog{Len: uint16(len(program)), Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0]))}
 	if err := errors.Join(
 		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &attached),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1), // nobody in this process can widen what it sees, or take it off
 		setReadBuffer(fd),
 	); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up a packet socket: %v", err), unix.Close(fd))

@@ -206,6 +206,18 @@ func TestListener(t *testing.T) {
 	}
 }
 
+// TestFilterIsLocked: not even the process itself can see more than the filter lets through.
+func TestFilterIsLocked(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	l := listen(t, newNamespace(t))
+	for i, r := range l.readers {
+		if err := unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); !errors.Is(err, unix.EPERM) {
+			t.Errorf("socket %d: taking the filter off: %v, want %v", i, err, unix.EPERM)
+		}
+	}
+}
+
 // TestStatsCountDrops fills the queue of a listener that nobody reads.
 func TestStatsCountDrops(t *testing.T) {
 	t.Parallel()

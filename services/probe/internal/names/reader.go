@@ -79,6 +79,9 @@ func (f *file) load() []error {
 		if errors.As(err, &path) {
 			err = path.Err
 		}
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (the probe runs as user %d, and not even as root does it read other users' files)", err, os.Geteuid())
+		}
 		return []error{fmt.Errorf("%s: cannot read names, correct the file or PROBE_NAMES: %w", f.path, err)}
 	}
 	book, errs := Parse(f.path, text)

@@ -68,7 +68,7 @@ type Outbox struct {
 // Open opens the file in dir, or makes it: then now becomes the epoch of all sequences. The error names the path and tells what to do.
 func Open(dir string, now time.Time) (*Outbox, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory %s: %w", dir, err)
+		return nil, fmt.Errorf("state directory %s: %w", dir, cause(err))
 	}
 	path := filepath.Join(dir, FileName)
 	err := intact(path)
@@ -82,13 +82,21 @@ func Open(dir string, now time.Time) (*Outbox, error) {
 	case errors.Is(err, errDamaged):
 		return nil, fmt.Errorf("state file %s %w: move it away; connects will be repeated as inferred", path, err)
 	case err != nil:
-		return nil, fmt.Errorf("state file %s: %w", path, err)
+		return nil, fmt.Errorf("state file %s: %w", path, cause(err))
 	}
 	o := &Outbox{db: db, cleaned: map[string]uint64{}, changed: make(chan struct{}, 1)}
 	if err := db.Update(func(tx *bolt.Tx) error { return o.init(tx, now) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("state file %s: %w", path, err), db.Close())
 	}
 	return o, nil
+}
+
+// cause takes from an error the path, which ours name.
+func cause(err error) error {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
 
 // errDamaged reports a file that is not what bbolt wrote.

@@ -484,6 +484,9 @@ func TestOpenErrors(t *testing.T) {
 					t.Errorf("error %q does not say %q", err, w)
 				}
 			}
+			if strings.Count(err.Error(), dir) > 1 {
+				t.Errorf("error %q names the path twice", err)
+			}
 		})
 	}
 }

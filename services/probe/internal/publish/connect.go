@@ -2,10 +2,14 @@ package publish
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,20 +18,26 @@ import (
 	"github.com/wgherald/wgherald/services/probe/internal/config"
 )
 
-// InboxPrefix is where acks come back; the broker's permissions name it.
+// InboxPrefix is below what acks come back; the broker's permissions name it.
 const InboxPrefix = "_INBOX_probe"
 
 // Connect returns a connection that stays: it need not be up yet and reconnects for ever, after a refused login too, because the key may be added to the
 // broker while the probe waits. Nothing is buffered while it is down, for the outbox does that on disk. The channel receives a value when the
 // connection is up again. When ctx ends, a connection that is up stays until it is closed, and one that is not is not tried for any longer.
 //
+// Each ack for another process that publishes as this node is counted by clashed, which may be called by any goroutine.
+//
 // An error is a matter of configuration: a file that cannot be read, an address that is none.
-func Connect(ctx context.Context, c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
+func Connect(ctx context.Context, c config.NATS, node string, id Identity, clashed func(), log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
 	up := make(chan struct{}, 1)
 	log = log.With("component", "broker")
+	others := clash{inboxes: newInboxes(node), count: clashed, log: log, from: time.Now().Add(clashGrace)}
 	connected := func(nc *nats.Conn) {
 		// Not the URL: its user may be a token.
 		log.Info("connected", "address", nc.ConnectedAddr(), "version", nc.ConnectedServerVersion())
+		if v := nc.ConnectedServerVersion(); tooOld(v) {
+			log.Warn("the broker is too old: nats-server 2.11 or newer is needed, and what this one refuses is kept until it is replaced", "version", v)
+		}
 		select {
 		case up <- struct{}{}:
 		default: // a value that says the same waits there
@@ -35,19 +45,23 @@ func Connect(ctx context.Context, c config.NATS, node string, log *slog.Logger) 
 	}
 	var (
 		mu   sync.Mutex
-		last string
+		told []string // the last causes: with several servers they take turns
 	)
 	away := func(err error) { // once for each cause: attempts come every second
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil && ctx.Err() == nil && !errors.Is(err, nats.ErrNoServers) && err.Error() != last { // ErrNoServers hides the cause, which comes next
-			last = err.Error()
+		if err != nil && ctx.Err() == nil && !errors.Is(err, nats.ErrNoServers) && !slices.Contains(told, err.Error()) { // ErrNoServers hides the cause
+			told = append(told[max(0, len(told)-15):], err.Error())
+			if errors.Is(err, nats.ErrAuthorization) {
+				err = fmt.Errorf("%w: the broker does not know this login (its users have to hold public key %s, or NATS_CREDS_FILE or NATS_URL another login)",
+					err, id.Public)
+			}
 			log.Warn("not reached, trying on; events are kept", "error", err)
 		}
 	}
 	opts := []nats.Option{
 		nats.Name("wgherald-probe " + node),
-		nats.CustomInboxPrefix(InboxPrefix),
+		nats.CustomInboxPrefix(others.own),
 		nats.MaxReconnects(-1),
 		nats.RetryOnFailedConnect(true),
 		nats.ReconnectBufSize(-1),
@@ -63,11 +77,8 @@ func Connect(ctx context.Context, c config.NATS, node string, log *slog.Logger) 
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { away(err) }),
 	}
 	if c.NkeyFile != "" {
-		opt, err := nats.NkeyOptionFromSeed(c.NkeyFile)
-		if err != nil {
-			return nil, nil, fmt.Errorf("broker login with key file %s failed: it is missing or holds no nkey seed", c.NkeyFile)
-		}
-		opts = append(opts, opt)
+		// The file is not read again: whoever started the probe may read it, and the probe perhaps no more.
+		opts = append(opts, nats.Nkey(id.Public, func(nonce []byte) ([]byte, error) { return ed25519.Sign(id.Key, nonce), nil }))
 	}
 	if c.CredsFile != "" {
 		opts = append(opts, nats.UserCredentials(c.CredsFile))
@@ -82,8 +93,22 @@ func Connect(ctx context.Context, c config.NATS, node string, log *slog.Logger) 
 	if _, quotes := errors.AsType[*url.Error](err); quotes {
 		err = errors.New("NATS_URL is no URL") // the cause quotes it, and with it a password
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: the probe runs as user %d, who has to be able to read it, and not even as root reads it other users' files", err, os.Geteuid())
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("broker connection: %w", err)
 	}
+	if err := others.watch(nc); err != nil {
+		nc.Close()
+		return nil, nil, fmt.Errorf("broker connection: %w", err)
+	}
 	return nc, up, nil
+}
+
+// tooOld reports whether a broker lacks what is relied on, as the TTL of a message: before 2.11.
+func tooOld(version string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
+	return err == nil && (major < 2 || major == 2 && minor < 11)
 }

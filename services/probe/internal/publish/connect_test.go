@@ -28,18 +28,17 @@ func TestConnectErrors(t *testing.T) {
 		config config.NATS
 		want   string
 	}{
-		"a port that is none":      {config.NATS{URL: "nats://probe:s3cret@127.0.0.1:port"}, "NATS_URL is no URL"},
-		"the second of two":        {config.NATS{URL: good + ",nats://probe:s3cret@[::1"}, "NATS_URL is no URL"},
-		"a control character":      {config.NATS{URL: "nats://probe:s3cret\x01@127.0.0.1"}, "NATS_URL is no URL"},
-		"no key file":              {config.NATS{URL: good, NkeyFile: "/missing/key"}, "key file /missing/key"},
-		"a key file without a key": {config.NATS{URL: good, NkeyFile: file("s3cret")}, "holds no nkey seed"},
-		"no credentials":           {config.NATS{URL: good, CredsFile: "/missing/creds"}, "/missing/creds"},
-		"no roots":                 {config.NATS{URL: good, CAFile: "/missing/ca"}, "/missing/ca"},
-		"no client certificate":    {config.NATS{URL: good, CertFile: "/missing/cert", KeyFile: "/missing/key"}, "/missing/cert"},
+		"a port that is none":   {config.NATS{URL: "nats://probe:s3cret@127.0.0.1:port"}, "NATS_URL is no URL"},
+		"the second of two":     {config.NATS{URL: good + ",nats://probe:s3cret@[::1"}, "NATS_URL is no URL"},
+		"a control character":   {config.NATS{URL: "nats://probe:s3cret\x01@127.0.0.1"}, "NATS_URL is no URL"},
+		"no credentials":        {config.NATS{URL: good, CredsFile: "/missing/creds"}, "/missing/creds"},
+		"roots that are none":   {config.NATS{URL: good, CAFile: file("s3cret")}, "failed to parse root certificate"},
+		"no roots":              {config.NATS{URL: good, CAFile: "/missing/ca"}, "/missing/ca"},
+		"no client certificate": {config.NATS{URL: good, CertFile: "/missing/cert", KeyFile: "/missing/key"}, "/missing/cert"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc, _, err := publish.Connect(t.Context(), tt.config, "vpn-1", slog.New(slog.DiscardHandler))
+			nc, _, err := publish.Connect(t.Context(), tt.config, "vpn-1", publish.Identity{}, func() {}, slog.New(slog.DiscardHandler))
 			if err == nil {
 				nc.Close()
 				t.Fatal("no error")
@@ -66,7 +65,7 @@ func TestLoginIsNotLogged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			log := &lines{}
-			nc, up, err := publish.Connect(t.Context(), config.NATS{URL: tt.url}, "vpn-1", slog.New(slog.NewTextHandler(log, nil)))
+			nc, up, err := publish.Connect(t.Context(), config.NATS{URL: tt.url}, "vpn-1", publish.Identity{Public: "UTHIS"}, func() {}, slog.New(slog.NewTextHandler(log, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -74,6 +73,9 @@ func TestLoginIsNotLogged(t *testing.T) {
 			eventually(t, tt.want+" in the log", func() bool { return strings.Contains(log.String(), tt.want) })
 			if strings.Contains(log.String(), "s3cret") {
 				t.Errorf("the log tells the login:\n%s", log)
+			}
+			if tt.want == "Authorization Violation" && !strings.Contains(log.String(), "have to hold public key UTHIS") {
+				t.Errorf("the log does not tell what to do:\n%s", log)
 			}
 			if tt.want == "msg=connected" {
 				<-up

@@ -25,7 +25,15 @@ func LoadIdentity(path string, mayMake bool) (Identity, error) {
 	if errors.Is(err, fs.ErrNotExist) && mayMake {
 		return makeIdentity(path)
 	}
-	if err != nil {
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+		err = pathErr.Err // it names the path, too
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Identity{}, fmt.Errorf("key file %s (NATS_NKEY_FILE): %w: `notifier keys` makes one", path, err)
+	case errors.Is(err, fs.ErrPermission):
+		return Identity{}, fmt.Errorf("key file %s: %w: the probe runs as user %d, who has to own it", path, err, os.Geteuid())
+	case err != nil:
 		return Identity{}, fmt.Errorf("key file %s: %w", path, err)
 	}
 	pair, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(text))))

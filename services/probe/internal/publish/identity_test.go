@@ -76,6 +76,9 @@ func TestIdentityErrors(t *testing.T) {
 			if tt.text != nil && *tt.text != "" && strings.Contains(err.Error(), *tt.text) {
 				t.Errorf("error %q quotes the file", err)
 			}
+			if strings.Count(err.Error(), path) != 1 {
+				t.Errorf("error %q names the path twice", err)
+			}
 			if id.Key != nil {
 				t.Error("there is a key")
 			}

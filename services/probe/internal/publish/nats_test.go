@@ -93,7 +93,7 @@ func publisher(t *testing.T, b *bench, c config.NATS, id publish.Identity) (stop
 	t.Helper()
 	log = &lines{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	nc, reconnected, err := publish.Connect(t.Context(), c, "vpn-1", logger)
+	nc, reconnected, err := publish.Connect(t.Context(), c, "vpn-1", id, func() {}, logger)
 	if err != nil {
 		t.Fatal(err)
 	}

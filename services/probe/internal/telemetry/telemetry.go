@@ -39,6 +39,7 @@ type Metrics struct {
 	duplicates  prometheus.Counter
 	states      prometheus.Counter
 	failures    prometheus.Counter
+	clashes     prometheus.Counter
 }
 
 // Outcome is what an initiation with a right mac1 came to.
@@ -84,6 +85,7 @@ func New() *Metrics {
 		duplicates:  prometheus.NewCounter(opts("publish_duplicates_total", "Events that the broker already had: re-sends after a crash or a lost ack.")),
 		states:      prometheus.NewCounter(opts("states_published_total", "Peer states put for latecomers.")),
 		failures:    prometheus.NewCounter(opts("publish_failures_total", "Sends that the broker did not take.")),
+		clashes:     prometheus.NewCounter(opts("node_clashes_total", "Acks for another probe that publishes as the same node.")),
 	}
 	for _, t := range events.Types() {
 		m.facts.WithLabelValues(string(t)) // every type shows from the start, at zero
@@ -93,7 +95,7 @@ func New() *Metrics {
 	}
 	m.registry.MustRegister(
 		m.messages, m.initiations, m.foreign, m.overflow, m.looks, m.lookErrors, m.connected, m.configured, m.facts, m.commits, m.published,
-		m.duplicates, m.states, m.failures,
+		m.duplicates, m.states, m.failures, m.clashes,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -152,6 +154,9 @@ func (m *Metrics) StatePublished() { m.states.Inc() }
 
 // Failed counts what the broker did not take.
 func (m *Metrics) Failed() { m.failures.Inc() }
+
+// Clashed counts an ack for another probe that publishes as the same node.
+func (m *Metrics) Clashed() { m.clashes.Inc() }
 
 // Listen opens the address that Serve serves on. A socket file that an earlier run left is replaced.
 func Listen(network, addr string) (net.Listener, error) {

@@ -35,8 +35,8 @@ import (
 )
 
 const (
-	// socketDir is where userspace implementations listen; wgctrl and wg(8) have it built in, too.
-	socketDir = "/var/run/wireguard"
+	// SocketDir is where userspace implementations listen; wgctrl and wg(8) have it built in, too.
+	SocketDir = "/var/run/wireguard"
 
 	// answerTimeout bounds a reading. A dump of 10,000 peers takes 0.2 s; a device that needs this long does not answer at all.
 	answerTimeout = 5 * time.Second
@@ -95,7 +95,7 @@ func New(log *slog.Logger, filter Filter) (*Client, error) {
 	return &Client{
 		log:         log,
 		filter:      filter,
-		dir:         socketDir,
+		dir:         SocketDir,
 		fingerprint: newFingerprint(),
 		device: func(kind Kind, name string) (*wgtypes.Device, error) {
 			if kind == Kernel {
@@ -343,7 +343,8 @@ func (c *Client) explain(link Link, err error) error {
 	case errors.Is(err, os.ErrPermission) && link.Kind == Kernel:
 		return fmt.Errorf("read device %s: %w: give the probe CAP_NET_ADMIN", link.Name, err)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("read device %s: %w: give the probe CAP_NET_ADMIN and the right to write to %s", link.Name, err, path)
+		return fmt.Errorf("read device %s: %w: the probe runs as user %d, who has to own %s (start it again if the directory was made anew since)",
+			link.Name, err, os.Geteuid(), path)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("read device %s: no answer in %v: %w", link.Name, answerTimeout, err)
 	case errors.Is(err, syscall.ECONNREFUSED):

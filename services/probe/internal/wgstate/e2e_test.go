@@ -123,8 +123,8 @@ func TestUserspaceDevice(t *testing.T) {
 		t.Fatalf("before the socket: devices %v, errors %v", links, errs)
 	}
 	openSocket(t, "wg0", d)
-	listen(t, socketDir, "wg9.sock", true) // without an interface
-	t.Cleanup(func() { os.Remove(socketDir + "/wg9.sock") })
+	listen(t, SocketDir, "wg9.sock", true) // without an interface
+	t.Cleanup(func() { os.Remove(SocketDir + "/wg9.sock") })
 
 	link := one(t, c)
 	ifi, err := net.InterfaceByName("wg0")
@@ -238,11 +238,11 @@ func TestBrokenDeviceDoesNotHideItsNeighbour(t *testing.T) {
 	openSocket(t, "wg0", startDevice(t, "wg0", fmt.Sprintf("private_key=%x\n", private[:])))
 
 	startDevice(t, "wg1", "") // its process "died" but the interface stayed
-	listen(t, socketDir, "wg1.sock", true)
-	t.Cleanup(func() { os.Remove(socketDir + "/wg1.sock") })
+	listen(t, SocketDir, "wg1.sock", true)
+	t.Cleanup(func() { os.Remove(SocketDir + "/wg1.sock") })
 
 	startDevice(t, "wg2", "") // its process says nonsense
-	nonsense, err := net.Listen("unix", socketDir+"/wg2.sock")
+	nonsense, err := net.Listen("unix", SocketDir+"/wg2.sock")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +284,7 @@ func TestBrokenDeviceDoesNotHideItsNeighbour(t *testing.T) {
 func TestDeviceThatHangs(t *testing.T) {
 	requireDevices(t)
 	startDevice(t, "wg0", "")
-	l, err := net.Listen("unix", socketDir+"/wg0.sock") // connections wait in its queue, and nobody takes them
+	l, err := net.Listen("unix", SocketDir+"/wg0.sock") // connections wait in its queue, and nobody takes them
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -414,7 +414,7 @@ func BenchmarkIdle(b *testing.B) {
 	openSocket(b, "wg0", startDevice(b, "wg0", ""))
 	b.ReportAllocs()
 	for b.Loop() {
-		if s, err := listSockets(socketDir); err != nil || len(s) != 1 {
+		if s, err := listSockets(SocketDir); err != nil || len(s) != 1 {
 			b.Fatal(s, err)
 		}
 	}

@@ -85,7 +85,7 @@ func ownNamespaces() *syscall.SysProcAttr {
 }
 
 func setUpNamespaces() error {
-	run, err := filepath.EvalSymlinks(filepath.Dir(socketDir))
+	run, err := filepath.EvalSymlinks(filepath.Dir(SocketDir))
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,58 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/wgherald/wgherald/services/probe/internal/health"
+)
+
+// condition is how the engine is.
+type condition struct {
+	watched    []string
+	unreadable []string // those of watched whose last look failed
+}
+
+// condition is for the engine's goroutine.
+func (e *engine) condition() condition {
+	c := condition{watched: slices.Sorted(maps.Keys(e.watched))}
+	for _, name := range c.watched {
+		if e.watched[name].failing {
+			c.unreadable = append(c.unreadable, name)
+		}
+	}
+	return c
+}
+
+// answerIn bounds how long the engine may take to say how it is.
+const answerIn = health.Patience / 2
+
+// report asks the engine how it is, from another goroutine, until ctx ends, which is after answerIn. An engine that answers also stores: it does both in
+// one goroutine, at least once in tracker.StoreInterval, and a store that fails ends the probe. A broker that is away makes nobody ill, for the probe stores.
+func report(ctx context.Context, e *engine, connected bool, waiting int) health.Report {
+	reply := make(chan condition, 1)
+	select {
+	case e.asked <- reply:
+	case <-ctx.Done():
+		return health.Report{Text: fmt.Sprintf("the engine has taken in nothing for %v: its state directory may be too slow, or the machine overloaded", answerIn)}
+	}
+	c := <-reply
+	parts := []string{cmp.Or(strings.Join(c.watched, ", "), "no WireGuard interface yet")}
+	parts[0] = "watches " + parts[0]
+	if len(c.unreadable) > 0 {
+		parts = append(parts, "cannot read "+strings.Join(c.unreadable, ", "))
+	}
+	broker := "the broker is connected"
+	if !connected {
+		broker = "the broker is not connected, events are kept"
+	}
+	parts = append(parts, broker, fmt.Sprintf("%d events wait for it", waiting))
+	return health.Report{
+		Well: len(c.watched) == 0 || len(c.unreadable) < len(c.watched),
+		Text: strings.Join(parts, "; "),
+	}
+}
