@@ -371,6 +371,7 @@ type notifier struct {
 	log      *lockedBuffer
 	cancel   context.CancelFunc
 	done     chan struct{}
+	err      error // of Run, once done
 }
 
 type lockedBuffer struct {
@@ -441,8 +442,8 @@ func run(t testing.TB, b *broker, s *sink, opts ...option) *notifier {
 	n.cancel = cancel
 	go func() {
 		defer close(n.done)
-		if err := c.Run(ctx); err != nil {
-			t.Errorf("run: %v", err)
+		if n.err = c.Run(ctx); n.err != nil && !errors.Is(n.err, ErrHookGone) {
+			t.Errorf("run: %v", n.err)
 		}
 	}()
 	t.Cleanup(func() {

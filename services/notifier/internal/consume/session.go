@@ -70,6 +70,7 @@ type session struct {
 	closing map[uint64]*closing // by stream sequence
 	closeAt time.Time           // when to ask again for failed closings; zero for none
 	failing bool                // closings fail, and it was said
+	gone    bool                // the hook answered 410, and the event of that answer is being buried
 
 	pin      string // who owns the consumer, as the last message said; empty when it is not we
 	numbered uint64 // consumer sequence of the last message
@@ -124,7 +125,7 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 	}
 }
 
-// run serves the hook until ctx ends or the consumer is gone. It returns the first stream sequence that was not delivered.
+// run serves the hook until ctx ends, or the hook or its consumer is gone. It returns the first stream sequence that was not delivered.
 func (s *session) run(ctx context.Context) (resume uint64) {
 	// What is under way when ctx ends may go on for a while.
 	late, cancelLate := context.WithCancel(context.WithoutCancel(ctx))
@@ -176,7 +177,7 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	return resume
 }
 
-// serve runs the session until ctx ends, or returns true when the consumer is gone.
+// serve runs the session until ctx ends or the hook is gone, or returns true when the consumer is gone.
 func (s *session) serve(ctx, late context.Context) (gone bool) {
 	progress := time.NewTicker(s.c.ackWait / 3)
 	defer progress.Stop()
@@ -207,6 +208,9 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 			}
 		case o := <-s.outcomes:
 			s.conclude(late, o)
+			if s.gone {
+				return false
+			}
 		case c := <-s.confirmations:
 			s.confirm(late, c)
 		case a := <-s.answers:
@@ -614,6 +618,13 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		}
 		s.close(ctx, s.queue.Done(key))
 	case deliver.Dead:
+		if res.Class == deliver.Gone {
+			if s.gone { // one letter says it: the others wait with the rest
+				s.queue.Retry(key, time.Time{})
+				return
+			}
+			s.gone = true
+		}
 		s.c.breaker.Answered()
 		bury(letter)
 	case deliver.Retry:
