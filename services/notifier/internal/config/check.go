@@ -18,7 +18,7 @@ import (
 
 // Check reads a hooks file as Load does, with the files that it names. Its error is Problems: all of them.
 func Check(path string) ([]Hook, []string, error) {
-	l := loader{read: readFile}
+	l := newLoader()
 	hooks := l.hooksFile("", path, map[string]string{})
 	if len(l.problems) > 0 {
 		return nil, l.warnings, l.problems

@@ -38,7 +38,7 @@ func fakeFiles(files map[string]string) func(string) (file, error) {
 			return file{}, fileError(path, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist})
 		}
 		text, open := strings.CutPrefix(text, "open:")
-		return file{[]byte(text), open}, nil
+		return file{text: []byte(text), open: open}, nil
 	}
 }
 
