@@ -196,7 +196,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		c.waiting = time.Time{}
 		s := newSession(c, cons)
 		c.resume = s.run(ctx)
-		if s.gone {
+		if s.hookGone {
 			return ErrHookGone
 		}
 	}

@@ -909,6 +909,23 @@ func TestANotifierThatNeverOwnedLeavesNobodyWaiting(t *testing.T) {
 	}
 }
 
+// A stopping notifier that did not own the hook may get it with a message that comes just then.
+func TestWhoeverGetsTheHookWhileItStopsReleasesIt(t *testing.T) {
+	t.Parallel()
+	b, s := newBroker(t), newSink(t, ok)
+	leaving := run(t, b, s)            // PinnedTTL of 30 s
+	time.Sleep(100 * time.Millisecond) // it asks for messages
+	leaving.cancel()
+	want := b.publish("alice")
+	leaving.stop()
+	begin := time.Now()
+	run(t, b, s)
+	same(t, "delivered", want, s.take(t, "", 1))
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("the next owner took %s, as if it had waited for PinnedTTL", took)
+	}
+}
+
 func TestAStandbyTakesOverAndOnlyThen(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)

@@ -66,11 +66,11 @@ type session struct {
 	cons        jetstream.Consumer
 	concurrency int
 
-	queue   *order.Queue[work]
-	closing map[uint64]*closing // by stream sequence
-	closeAt time.Time           // when to ask again for failed closings; zero for none
-	failing bool                // closings fail, and it was said
-	gone    bool                // the hook answered 410, and the event of that answer is being buried
+	queue    *order.Queue[work]
+	closing  map[uint64]*closing // by stream sequence
+	closeAt  time.Time           // when to ask again for failed closings; zero for none
+	failing  bool                // closings fail, and it was said
+	hookGone bool                // the hook answered 410, and the event of that answer is being buried
 
 	pin      string // who owns the consumer, as the last message said; empty when it is not we
 	numbered uint64 // consumer sequence of the last message
@@ -145,19 +145,20 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	}
 
 	gone := s.serve(ctx, late)
-	owner := s.pin != ""
+	released := s.pin
 	if gone {
 		cancelLate() // without a consumer nothing can be acknowledged
 	} else {
 		s.unpin(late)
 		s.surrender()
 	}
-	s.stop(late, cancelLate, cancelPull, pulls)
+	s.stop(late, cancelLate, cancelPull, pulls, released)
+	s.unpin(context.WithoutCancel(ctx)) // a message came with the pin, after all
 	close(s.jobs)
 	workers.Wait()
 
 	resume = s.next
-	if !owner || s.recovering {
+	if released == "" || s.recovering {
 		resume = min(resume, s.start)
 	}
 	for it := range s.queue.All() {
@@ -170,7 +171,7 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	}
 	s.surrender()
 	s.flush(ctx)
-	if gone && !owner {
+	if gone && released == "" {
 		// The owner knows better where the consumer was, and makes it again.
 		sleep(ctx, s.c.pinnedTTL)
 	}
@@ -208,7 +209,7 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 			}
 		case o := <-s.outcomes:
 			s.conclude(late, o)
-			if s.gone {
+			if s.hookGone {
 				return false
 			}
 		case c := <-s.confirmations:
@@ -222,8 +223,8 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 	}
 }
 
-// stop ends what is under way, within stopGrace.
-func (s *session) stop(late context.Context, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
+// stop ends what is under way, within stopGrace. released is the pin that was given up.
+func (s *session) stop(late context.Context, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}, released string) {
 	// Messages sent before the pin was released are still on their way. Whatever is not caught here is missing until AckWait is over.
 	quiet := time.NewTimer(50 * time.Millisecond)
 	defer quiet.Stop()
@@ -242,6 +243,9 @@ func (s *session) stop(late context.Context, cancelLate, cancelPull context.Canc
 				continue
 			}
 			s.next = max(s.next, w.seq()+1)
+			if pin := w.msg.Headers().Get(headerPin); pin != released {
+				s.pin = pin
+			}
 			s.handBack(w.msg)
 		case <-s.ended:
 		case o := <-s.outcomes:
@@ -619,11 +623,11 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		s.close(ctx, s.queue.Done(key))
 	case deliver.Dead:
 		if res.Class == deliver.Gone {
-			if s.gone { // one letter says it: the others wait with the rest
+			if s.hookGone { // one letter says it: the others wait with the rest
 				s.queue.Retry(key, time.Time{})
 				return
 			}
-			s.gone = true
+			s.hookGone = true
 		}
 		s.c.breaker.Answered()
 		bury(letter)
