@@ -80,13 +80,30 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // serve is the service itself.
 func serve(ctx context.Context, stderr io.Writer) int {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	reload := make(chan struct{}, 1)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hup:
+				select {
+				case reload <- struct{}{}:
+				default: // one is to come already
+				}
+			}
+		}
+	}()
 	cfg, err := config.Load()
 	if err != nil {
 		fmt.Fprintf(stderr, "notifier: the configuration is wrong (notifier -h lists the variables):\n%v\n", err)
 		return 2
 	}
 	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
-	if err := app.Run(ctx, cfg, version, logger); err != nil {
+	if err := app.Run(ctx, cfg, version, reload, logger); err != nil {
 		logger.Error("cannot go on", "error", err)
 		return 1
 	}
