@@ -1,9 +1,9 @@
 package app
 
 import (
-	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -89,8 +89,8 @@ func (l *live) become(text string) {
 	l.says("hooks were read again", before+1)
 }
 
-// metric returns the value of a sample, "" when there is none.
-func (l *live) metric(sample string) string {
+// scrape returns the metrics.
+func (l *live) scrape() string {
 	l.t.Helper()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -103,12 +103,19 @@ func (l *live) metric(sample string) string {
 		l.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), "wgherald_notifier_"+sample+" "); ok {
-			return value
-		}
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		l.t.Fatal(err)
 	}
-	return ""
+	return string(text)
+}
+
+// metric returns the value of a sample, "" when there is none.
+func (l *live) metric(sample string) string {
+	l.t.Helper()
+	_, rest, _ := strings.Cut(l.scrape(), "\nwgherald_notifier_"+sample+" ")
+	value, _, _ := strings.Cut(rest, "\n")
+	return value
 }
 
 func (l *live) metricBecomes(sample, value string) {
