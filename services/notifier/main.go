@@ -1,8 +1,8 @@
 // Command notifier subscribes to the events of wgherald and delivers them as webhooks.
 //
 // It needs no privilege. Without NATS_URL it brings its own broker, on loopback and with generated credentials. It is configured by environment
-// variables and a file of hooks: notifier -h lists them. SIGHUP has the hooks read again. It exits with 0 after SIGINT or SIGTERM, with 2 when it is configured or called wrongly, and
-// with 1 when it cannot go on.
+// variables and a file of hooks: notifier -h lists them. SIGHUP has the hooks read again. It exits with 0 after SIGINT or SIGTERM, with 2 when it is
+// configured or called wrongly, and with 1 when it cannot go on.
 package main
 
 import (
