@@ -21,12 +21,12 @@ func TestTheTableOfMetrics(t *testing.T) {
 	l.probe.tell("alice")
 	l.metricBecomes(`dead_letters_total{class="rejected",hook="ops"}`, "1")
 
-	names, label := regexp.MustCompile(`^# HELP (wgherald_\w+) (.*)\.\n# TYPE \w+ (\w+)\n`), regexp.MustCompile(`(\w+)="`)
+	head, label := regexp.MustCompile(`^# HELP (wgherald_\w+) (.*)\.\n# TYPE \w+ (\w+)\n`), regexp.MustCompile(`(\w+)="`)
 	var want []string
 	for _, family := range regexp.MustCompile(`(?m)^# HELP wgherald_.*\n(?:# TYPE .*\n|wgherald_.*\n)+`).FindAllString(l.scrape(), -1) {
-		m := names.FindStringSubmatch(family)
+		m := head.FindStringSubmatch(family)
 		if m == nil {
-			t.Fatalf("odd: %s", family)
+			t.Fatalf("the help of this metric is no sentence: %s", family)
 		}
 		var labels []string
 		for _, l := range label.FindAllStringSubmatch(family, -1) {
