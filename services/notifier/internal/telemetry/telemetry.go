@@ -70,7 +70,7 @@ func New() *Metrics {
 		lost:     prometheus.NewCounterVec(opts("events_lost_total", "Events that the stream dropped by age or size before they were delivered."), []string{"hook"}),
 		disabled: gauge("hook_disabled", "1 for a hook that answered 410 Gone: it gets nothing until it is enabled again."),
 		reloaded: prometheus.NewGauge(prometheus.GaugeOpts(opts("config_last_reload_successful",
-			"1 when the hooks file was right when it was read last, 0 while it is wrong and the hooks before it are served."))),
+			"1 when the hooks were right as they were read last, 0 while they are wrong and those before are served."))),
 		reloadedAt: prometheus.NewGauge(prometheus.GaugeOpts(opts("config_last_reload_success_timestamp_seconds",
 			"When the hooks were read last and were right, in seconds since 1970."))),
 	}
