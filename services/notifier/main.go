@@ -1,8 +1,8 @@
 // Command notifier subscribes to the events of wgherald and delivers them as webhooks.
 //
 // It needs no privilege. Without NATS_URL it brings its own broker, on loopback and with generated credentials. It is configured by environment
-// variables and a file of hooks: notifier -h lists them. It exits with 0 within 5 s of SIGINT or SIGTERM, with 2 when it is configured or called wrongly, and
-// with 1 when it cannot go on.
+// variables and a file of hooks: notifier -h lists them. SIGHUP has the hooks read again. It exits with 0 within 5 s of SIGINT or SIGTERM, with 2 when it is
+// configured or called wrongly, and with 1 when it cannot go on.
 package main
 
 import (
@@ -85,6 +85,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // serve is the service itself.
 func serve(ctx context.Context, stderr io.Writer) int {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	reload := make(chan struct{}, 1)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hup:
+				select {
+				case reload <- struct{}{}:
+				default: // one is to come already
+				}
+			}
+		}
+	}()
 	cfg, err := config.Load()
 	if err != nil {
 		fmt.Fprintf(stderr, "notifier: the configuration is wrong (notifier -h lists the variables):\n%v\n", err)
@@ -107,7 +124,7 @@ func serve(ctx context.Context, stderr io.Writer) int {
 			os.Exit(0)
 		}
 	}()
-	if err := app.Run(ctx, cfg, version, logger); err != nil {
+	if err := app.Run(ctx, cfg, version, reload, logger); err != nil {
 		logger.Error("cannot go on", "error", err)
 		return 1
 	}

@@ -80,7 +80,7 @@ func TestCalls(t *testing.T) {
 		{"check of nothing", []string{"check"}, 2, nil, []string{"notifier check: which file?"}},
 		{"check of two files", []string{"check", "a", "b"}, 2, nil, []string{`notifier check: unexpected argument "b"`}},
 		{"check of a file that is not there", []string{"check", "/nonexistent/hooks"}, 2, nil, []string{"file /nonexistent/hooks cannot be read: no such file or directory"}},
-		{"check of a good file", []string{"check", good}, 0, []string{"HOOK", "chat", "https://example.org"}, []string{"warning: hook chat has no secret"}},
+		{"check of a good file", []string{"check", good}, 0, []string{"\n  to       https://example.org\n", "chat", "https://example.org"}, []string{"warning: hook chat has no secret"}},
 		{"check of a wrong file", []string{"check", wrong}, 2, nil, []string{wrong + ":3: hook chat: url:", wrong + ":4: hook chat: tpyes: unknown key: did you mean types?"}},
 		{"an unknown command", []string{"key"}, 2, nil, []string{`notifier: unexpected argument "key" (notifier -h`}},
 		{"an empty command", []string{""}, 2, nil, []string{`notifier: unexpected argument ""`}},

@@ -184,7 +184,7 @@ func deadVerb(ctx context.Context, verb string, args []string, stdout, stderr io
 	case verb == "discard":
 		err = each(letters, "removed", stdout, func(l deadletter.Stored) error { return deadletter.Discard(ctx, stream, l) })
 	case verb == "replay":
-		err = each(letters, "sent to their hooks", stdout, func(l deadletter.Stored) error { return deadletter.Replay(ctx, js, stream, l) })
+		err = each(letters, "queued for their hooks", stdout, func(l deadletter.Stored) error { return deadletter.Replay(ctx, js, stream, l) })
 	}
 	return exit(stderr, err)
 }
@@ -319,7 +319,7 @@ func try(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	result, err := app.Try(ctx, cfg, version, rest[0])
 	if err != nil {
-		return exit(stderr, err)
+		return exit(stderr, misused{err})
 	}
 	latency := result.Latency.Round(10 * time.Microsecond)
 	if result.Class.Verdict() == deliver.Done {

@@ -309,7 +309,7 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 	}
 
 	// The receiver is still wrong: the event is sent once more, and buried again with its origin.
-	expect(t, 0, "sent to their hooks: 1 of 1 letters", "dead", "replay", "-hook", "chat", "-type", "wg.peer.*", "-reason", "404")
+	expect(t, 0, "queued for their hooks: 1 of 1 letters", "dead", "replay", "-hook", "chat", "-type", "wg.peer.*", "-reason", "404")
 	if diff := cmp.Diff([]received{{"chat", "mallory", mallory, ""}}, r.wait(t, 1)); diff != "" {
 		t.Errorf("replayed (-want +have):\n%s", diff)
 	}
@@ -325,7 +325,7 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 
 	// It is mended: each hook gets its own, with the same id, and nobody anything else.
 	r.refuse("mallory", false)
-	expect(t, 0, "sent to their hooks: 2 of 2 letters", "dead", "replay", "-peer", "mallory")
+	expect(t, 0, "queued for their hooks: 2 of 2 letters", "dead", "replay", "-peer", "mallory")
 	got := map[received]int{}
 	for _, g := range r.wait(t, 2) {
 		got[g]++
@@ -335,7 +335,7 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 	}
 
 	// A forged event stays forged.
-	expect(t, 0, "sent to their hooks: 1 of 1 letters", "dead", "replay", "-hook", "pager", "-reason", "unverified")
+	expect(t, 0, "queued for their hooks: 1 of 1 letters", "dead", "replay", "-hook", "pager", "-reason", "unverified")
 	eventually(t, "the forged event is buried again", func() bool { return len(parsed(t, "dead", "list", "-json", "-reason", "unverified")) == 2 })
 
 	expect(t, 1, "-yes removes these 2 letters", "dead", "discard", "-all")
@@ -366,6 +366,28 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 	if strings.Contains(d.log.String(), "refused or lost") {
 		t.Error("the broker refused something to the notifier")
 	}
+}
+
+func TestSIGHUPHasTheHooksReadAgain(t *testing.T) {
+	file, url, identities := environment(t)
+	r := newReceiver(t)
+	r.hooks(t, file, "chat")
+	d := start(t)
+	defer d.stop()
+	r.hooks(t, file, "chat", "pager")
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	d.says("added=[pager]")
+	publisher := newPublisher(t, url, identities)
+	eventually(t, "both hooks get events", func() bool {
+		publisher.publish("alice", true)
+		hooks := map[string]bool{}
+		for _, got := range r.taken() {
+			hooks[got.Hook] = true
+		}
+		return hooks["chat"] && hooks["pager"]
+	})
 }
 
 func TestFollowingTheLog(t *testing.T) {
@@ -445,8 +467,8 @@ func TestTry(t *testing.T) {
 	expect(t, 1, "hook pager did not take the test event: the hook answered 404 Not Found, after ", "try", "pager")
 	expect(t, 2, "want the name of one hook", "try")
 	expect(t, 2, "want the name of one hook", "try", "chat", "pager")
-	expect(t, 1, "did you mean pager?", "try", "pagr")
-	expect(t, 1, "there are chat, pager", "try", "xyz")
+	expect(t, 2, "did you mean pager?", "try", "pagr")
+	expect(t, 2, "there are chat, pager", "try", "xyz")
 	r.Close()
 	expect(t, 1, "the connection was refused", "try", "chat")
 	if err := os.WriteFile(file, []byte("hooks:\n- name: chat\n  url: ftp://"+hidden+"\n"), 0o600); err != nil {

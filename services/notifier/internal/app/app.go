@@ -6,33 +6,27 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/wgherald/wgherald/pkg/events"
-	"github.com/wgherald/wgherald/services/notifier/internal/admin"
 	"github.com/wgherald/wgherald/services/notifier/internal/attempts"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
-	"github.com/wgherald/wgherald/services/notifier/internal/consume"
-	"github.com/wgherald/wgherald/services/notifier/internal/replay"
-	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
 
 // Run delivers until ctx ends, and then returns nil. A broker that is away is waited for, unless it is the embedded one and cannot start. An error at the
-// start leaves nothing running.
-func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
+// start leaves nothing running. What comes from reload has the hooks read again, as a change of their files has.
+func Run(ctx context.Context, cfg config.Config, version string, reload <-chan struct{}, log *slog.Logger) error {
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
-	if len(cfg.Hooks) == 0 {
-		log.Warn("no hook is configured (WEBHOOK_URL or NOTIFIER_HOOKS), so nothing is delivered")
-	}
+	warnNone(cfg.Hooks, log)
 	connect := broker.ConnectOptions{
 		URL: cfg.NATS.URL.Reveal(), Name: "wgherald-notifier", Role: broker.Notifier,
 		NkeyFile: cfg.NATS.NkeyFile, CredsFile: cfg.NATS.CredsFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile,
@@ -88,24 +82,15 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	}
 	metrics.Counter("attempts_unlogged_total", "Attempts that are missing in the log of attempts.", func() float64 { return float64(attemptLog.Dropped()) })
 	tasks = append(tasks, attemptLog.Run)
-	var consumers []*consume.Consumer
-	var wrong []error
-	for _, h := range cfg.Hooks {
-		c, err := newConsumer(js, h, version, verify, observers{metrics, attemptLog}, log)
-		wrong = append(wrong, err)
-		if err != nil {
-			continue
-		}
-		consumers = append(consumers, c)
-		config := c.Config
-		config.Log = log // without the hook's name, which it adds
-		again, err := replay.New(config)
-		wrong = append(wrong, err)
-		tasks = append(tasks, again.Run)
+	served := &hooks{
+		source: cfg.Source, files: cfg.Files, services: map[string]*service{},
+		js: js, version: version, verify: verify, metrics: metrics, observer: observers{metrics, attemptLog}, log: log,
 	}
-	if err := errors.Join(wrong...); err != nil {
+	initial, err := served.prepare(cfg.Hooks, false)
+	if err != nil {
 		return err
 	}
+	metrics.Reloaded(true)
 	if cfg.Metrics != "" {
 		l, err := telemetry.Listen(cfg.Metrics)
 		if err != nil {
@@ -113,53 +98,30 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		}
 		tasks = append(tasks, func(ctx context.Context) error { return metrics.Serve(ctx, l) })
 	}
-	for _, c := range consumers {
-		tasks = append(tasks, c.Run)
-	}
+	g, gctx := errgroup.WithContext(ctx)
 	tasks = append(tasks, func(ctx context.Context) error {
+		served.begin(ctx, g, initial)
+		return served.watch(ctx, g, reload)
+	}, func(ctx context.Context) error {
 		if connected(ctx, nc) != nil {
 			return nil
 		}
 		if err := broker.CheckVersion(nc.ConnectedServerVersion()); err != nil {
 			return err
 		}
-		if ready(ctx, consumers) {
-			log.Info("notifier is ready", "version", version, "hooks", len(consumers), "broker", nc.ConnectedAddr())
-			leftovers(ctx, js, cfg, log)
+		if ready(ctx, initial) {
+			log.Info("notifier is ready", "version", version, "hooks", len(initial), "broker", nc.ConnectedAddr())
+			configured := HookNames(cfg)
+			leftovers(ctx, js, func(hook string) bool { return !slices.Contains(configured, hook) }, log)
 		}
 		return nil
 	})
-	g, gctx := errgroup.WithContext(ctx)
 	for _, run := range tasks {
 		g.Go(func() error { return run(gctx) })
 	}
 	err = g.Wait()
 	log.Info("notifier stopped")
 	return err
-}
-
-// ready waits until every hook has its place in the stream: from then on, no event passes a hook by. It returns false when ctx ends first.
-func ready(ctx context.Context, consumers []*consume.Consumer) bool {
-	for _, c := range consumers {
-		select {
-		case <-c.Ready():
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return true
-}
-
-// leftovers says which hooks are no longer configured and still have a place in a stream. Nothing is deleted: a hook may be missing by mistake.
-func leftovers(ctx context.Context, js jetstream.JetStream, cfg config.Config, log *slog.Logger) {
-	list, err := admin.FindLeftovers(ctx, js, HookNames(cfg))
-	if err != nil && ctx.Err() == nil {
-		log.Warn("consumers of hooks that are not configured are not looked for", "error", err)
-	}
-	for _, l := range list {
-		log.Warn("hook is not configured and still has a consumer (notifier prune removes it)",
-			"hook", l.Hook, "stream", l.Stream, "backlog", l.Backlog, "in_use", l.InUse)
-	}
 }
 
 // HookNames returns the names of the configured hooks.
@@ -169,28 +131,4 @@ func HookNames(cfg config.Config) []string {
 		names = append(names, h.Name)
 	}
 	return names
-}
-
-// newConsumer returns the task of a hook.
-func newConsumer(js jetstream.JetStream, h config.Hook, version string, verify func([]byte, string) (*events.Event, error),
-	observer consume.Observer, log *slog.Logger) (*consume.Consumer, error) {
-	filter, err := route.Compile(h.Rules)
-	if err != nil {
-		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
-	}
-	format, err := h.Render()
-	if err != nil {
-		return nil, fmt.Errorf("hook %s: %w", h.Name, err)
-	}
-	return consume.New(consume.Config{
-		JetStream: js,
-		Hook: consume.Hook{
-			Name:   h.Name,
-			Target: h.Target(),
-			Filter: filter,
-			Format: format,
-			Retry:  h.Schedule(), RetryRejected: h.Other4xx, Policy: h.Policy,
-		},
-		Version: version, Verify: verify, Observer: observer, Log: log,
-	})
 }

@@ -106,11 +106,12 @@ func (l *logs) records(t testing.TB, message string) []map[string]any {
 
 // notifier is a Run under way.
 type notifier struct {
-	t    testing.TB
-	log  *logs
-	stop context.CancelFunc
-	done chan struct{}
-	err  error
+	t      testing.TB
+	log    *logs
+	reload chan struct{}
+	stop   context.CancelFunc
+	done   chan struct{}
+	err    error
 }
 
 func run(t testing.TB, cfg config.Config) *notifier {
@@ -122,10 +123,10 @@ func run(t testing.TB, cfg config.Config) *notifier {
 func runWith(t testing.TB, cfg config.Config, l *logs, log *slog.Logger) *notifier {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &notifier{t: t, log: l, stop: cancel, done: make(chan struct{})}
+	n := &notifier{t: t, log: l, reload: make(chan struct{}, 1), stop: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(n.done)
-		n.err = Run(ctx, cfg, "1.2.3", log)
+		n.err = Run(ctx, cfg, "1.2.3", n.reload, log)
 	}()
 	t.Cleanup(func() {
 		n.wait()
@@ -554,7 +555,7 @@ func TestStoppedWhileItStarts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	cfg := configure(t)
-	if err := Run(ctx, cfg, "", slog.New(slog.DiscardHandler)); err != nil {
+	if err := Run(ctx, cfg, "", nil, slog.New(slog.DiscardHandler)); err != nil {
 		t.Errorf("Run: %v", err)
 	}
 	run(t, cfg).ready() // the state directory is free again
@@ -891,7 +892,7 @@ func TestErrorsLeaveNothingRunning(t *testing.T) {
 			cfg := configure(t, sink.hook(t, "a"), sink.hook(t, "b"))
 			tt.change(&cfg)
 			l := &logs{}
-			err := Run(t.Context(), cfg, "", l.logger())
+			err := Run(t.Context(), cfg, "", nil, l.logger())
 			if err == nil {
 				t.Fatal("no error")
 			}

@@ -22,7 +22,7 @@ const HeaderTest = "Webhook-Test"
 var testKey = events.Key([]byte("wgherald-test-peer-not-a-real-id"))
 
 // Try sends a test event to one of the configured hooks, once, in its format and signed as any other, whatever its filter: a wg.peer.connected with a fresh id,
-// about the peer "wgherald test" of a node that is none. It needs no broker.
+// about the peer "wgherald test" of a node that is none. It needs no broker. An error says that the hook is not configured; how the attempt went is the result.
 func Try(ctx context.Context, cfg config.Config, version, hook string) (deliver.Result, error) {
 	i := slices.IndexFunc(cfg.Hooks, func(h config.Hook) bool { return h.Name == hook })
 	if i < 0 {

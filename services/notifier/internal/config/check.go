@@ -7,9 +7,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
@@ -18,7 +18,7 @@ import (
 
 // Check reads a hooks file as Load does, with the files that it names. Its error is Problems: all of them.
 func Check(path string) ([]Hook, []string, error) {
-	l := loader{read: readFile}
+	l := newLoader()
 	hooks := l.hooksFile("", path, map[string]string{})
 	if len(l.problems) > 0 {
 		return nil, l.warnings, l.problems
@@ -26,23 +26,46 @@ func Check(path string) ([]Hook, []string, error) {
 	return hooks, l.warnings, nil
 }
 
-// Describe prints what each hook does, in a table. It shows scheme and host of a URL, names of headers and numbers of secrets, and nothing else of them.
+// width is that of Describe's lines, where the words allow it.
+const width = 100
+
+// Describe prints what each hook does, a paragraph for each. It shows scheme and host of a URL, names of headers and numbers of secrets, and nothing else of them.
 func Describe(w io.Writer, hooks []Hook) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "HOOK\tTO\tFORMAT\tSIGNED\tWITH\tTIMEOUT\tRETRY\tLIMIT\tEVENTS")
-	for _, h := range hooks {
-		row := []string{h.Name, Redact(h.URL.Reveal()), h.describeFormat(), h.describeSigned(), h.describeWay(), h.describeTime(), h.describeRetry(), h.describeLimit(), h.describeEvents()}
-		for i, cell := range row {
-			row[i] = strings.Map(func(r rune) rune { // a tab or a line break would look like another cell
-				if unicode.IsPrint(r) {
-					return r
-				}
-				return '?'
-			}, cell)
+	var out strings.Builder
+	for i, h := range hooks {
+		if i > 0 {
+			out.WriteByte('\n')
 		}
-		fmt.Fprintln(table, strings.Join(row, "\t"))
+		fmt.Fprintln(&out, h.Name)
+		for _, row := range [][2]string{
+			{"to", Redact(h.URL.Reveal())}, {"format", h.describeFormat()}, {"signed", h.describeSigned()}, {"with", h.describeWay()}, {"timeout", h.describeTime()},
+			{"retry", h.describeRetry()}, {"limit", h.describeLimit()}, {"events", h.describeEvents()},
+		} {
+			line := fmt.Sprintf("  %-8s", row[0])
+			for word := range strings.FieldsSeq(row[1]) {
+				if utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width && line != indent {
+					fmt.Fprintln(&out, line)
+					line = indent
+				}
+				line += " " + printable(word)
+			}
+			fmt.Fprintln(&out, line)
+		}
 	}
-	return table.Flush()
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+const indent = "          "
+
+// printable keeps what a file says from looking like something else.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }
 
 func (h Hook) describeFormat() string {
@@ -88,12 +111,12 @@ func (h Hook) describeWay() string {
 }
 
 func (h Hook) describeTime() string {
-	return fmt.Sprintf("%s, to connect %s", h.Timeout, cmp.Or(h.ConnectTimeout, deliver.DefaultConnectTimeout))
+	return fmt.Sprintf("%s, to connect %s", span(h.Timeout), span(cmp.Or(h.ConnectTimeout, deliver.DefaultConnectTimeout)))
 }
 
 func (h Hook) describeRetry() string {
 	r := h.Schedule()
-	text := fmt.Sprintf("%s ×%g to %s ±%.3g%%, until %s", r.Initial, r.Factor, r.Max, 100*r.Jitter, r.GiveUp)
+	text := fmt.Sprintf("%s ×%g to %s ±%.3g%%, until %s", span(r.Initial), r.Factor, span(r.Max), 100*r.Jitter, span(r.GiveUp))
 	if h.Other4xx {
 		text += ", other 4xx too"
 	}
@@ -109,13 +132,13 @@ func (h Hook) describeLimit() string {
 		text += ", in any order"
 	}
 	if h.Policy.Hold > 0 {
-		text += fmt.Sprintf(", disconnects held back %s", h.Policy.Hold)
+		text += fmt.Sprintf(", disconnects held back %s", span(h.Policy.Hold))
 	}
 	switch from := h.Policy.From; {
 	case from.All:
 		text += ", from the beginning"
 	case from.Ago > 0:
-		text += fmt.Sprintf(", from %s ago", from.Ago)
+		text += fmt.Sprintf(", from %s ago", span(from.Ago))
 	}
 	return text
 }

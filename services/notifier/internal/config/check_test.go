@@ -48,6 +48,7 @@ hooks:
   types: [wg.peer.connected, wg.peer.disconnected]
   nodes: "vpn-*\t"
   endpoints: 203.0.113.0/24
+  from: 7d
 - {name: own, url: "http://h/hunter2", template: '{"token": "hunter2"}', bearer_file: secret}
 `,
 	})
@@ -59,27 +60,38 @@ hooks:
 	if err := Describe(&out, hooks); err != nil {
 		t.Fatal(err)
 	}
-	var have [][]string
-	for line := range strings.Lines(out.String()) {
-		var cells []string
-		for cell := range strings.SplitSeq(line, "  ") {
-			if cell = strings.TrimSpace(cell); cell != "" {
-				cells = append(cells, cell)
-			}
-		}
-		have = append(have, cells)
-	}
-	if diff := cmp.Diff([][]string{
-		{"HOOK", "TO", "FORMAT", "SIGNED", "WITH", "TIMEOUT", "RETRY", "LIMIT", "EVENTS"},
-		{"plain", "https://example.org", "cloudevents", "no", "-", "15s, to connect 5s", "5s ×3 to 6h0m0s ±20%, until 72h0m0s", "16 at a time", "all"},
-		{
-			"chat", "https://hooks.example.org:8443", "slack, without endpoint name", "by 2 secrets",
-			"headers X-A X-Token, own authorities, client certificate, proxy socks5://proxy:1080, public addresses only", "10s, to connect 1s",
-			"1s ×3 to 6h0m0s ±20%, until 72h0m0s, other 4xx too", "4 at a time, one in 2s", "types wg.peer.connected wg.peer.disconnected; nodes vpn-*; endpoints 203.0.113.0/24",
-		},
-		{"own", "http://h", "template, application/json", "no", "headers Authorization", "15s, to connect 5s", "5s ×3 to 6h0m0s ±20%, until 72h0m0s", "16 at a time", "all"},
-	}, have); diff != "" {
-		t.Errorf("table (-want +have):\n%s", diff)
+	if diff := cmp.Diff(`plain
+  to       https://example.org
+  format   cloudevents
+  signed   no
+  with     -
+  timeout  15s, to connect 5s
+  retry    5s ×3 to 6h ±20%, until 72h
+  limit    16 at a time
+  events   all
+
+chat
+  to       https://hooks.example.org:8443
+  format   slack, without endpoint name
+  signed   by 2 secrets
+  with     headers X-A X-Token, own authorities, client certificate, proxy socks5://proxy:1080,
+           public addresses only
+  timeout  10s, to connect 1s
+  retry    1s ×3 to 6h ±20%, until 72h, other 4xx too
+  limit    4 at a time, one in 2s, from 7d ago
+  events   types wg.peer.connected wg.peer.disconnected; nodes vpn-*; endpoints 203.0.113.0/24
+
+own
+  to       http://h
+  format   template, application/json
+  signed   no
+  with     headers Authorization
+  timeout  15s, to connect 5s
+  retry    5s ×3 to 6h ±20%, until 72h
+  limit    16 at a time
+  events   all
+`, out.String()); diff != "" {
+		t.Errorf("description (-want +have):\n%s", diff)
 	}
 	if text := out.String() + strings.Join(warnings, "\n"); strings.Contains(text, marker) {
 		t.Errorf("a secret shows in:\n%s", text)

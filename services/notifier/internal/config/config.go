@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -36,6 +38,8 @@ import (
 type Config struct {
 	State    string // directory for everything that must last
 	Hooks    []Hook // none is allowed: the notifier is then only a broker
+	Source   Source // of Hooks
+	Files    Files  // that Hooks were read from
 	Keyring  string // file of the keys whose events count
 	Verify   bool   // whether the keyring is asked at all
 	Listen   string // embedded broker's host:port, on loopback
@@ -171,7 +175,7 @@ func Load() (Config, error) {
 		return Config{}, err // all fields are strings: this cannot fail
 	}
 	env.tidy()
-	l := loader{read: readFile}
+	l := newLoader()
 	c := Config{
 		State:    env.State,
 		Keyring:  env.Keyring,
@@ -189,7 +193,8 @@ func Load() (Config, error) {
 		l.wrong("", "%v", err) // it names the variable
 	}
 	l.metrics(c.Metrics)
-	c.Hooks = l.hooks(env)
+	c.Source = Source{File: env.Hooks, URL: NewSecret(env.URL), Secret: NewSecret(env.Secret), SecretFile: env.Secrets}
+	c.Hooks, c.Files = l.hooks(c.Source), l.files
 	l.misspelt(os.Environ())
 	c.Warnings = l.warnings
 	if len(l.problems) > 0 {
@@ -228,8 +233,14 @@ func (e *environment) tidy() {
 // loader collects what is wrong while it reads.
 type loader struct {
 	read     func(path string) (file, error)
+	files    Files
 	problems Problems
 	warnings []string
+}
+
+func newLoader() *loader {
+	files := Files{}
+	return &loader{read: files.add, files: files}
 }
 
 // wrong records a problem with a variable. The text shows its value only where that cannot be a secret.
@@ -325,21 +336,19 @@ func isNATSURL(s string) bool {
 }
 
 // hooks returns the hook of WEBHOOK_URL and those of the file.
-func (l *loader) hooks(env environment) []Hook {
+func (l *loader) hooks(from Source) []Hook {
 	var hooks []Hook
-	if env.URL != "" {
-		hooks = append(hooks, l.envHook(env))
-	} else if env.Secret != "" || env.Secrets != "" {
+	taken := map[string]string{}
+	if from.URL.Reveal() != "" {
+		hooks = append(hooks, l.envHook(from))
+		taken[DefaultHook] = "WEBHOOK_URL"
+	} else if from.Secret.Reveal() != "" || from.SecretFile != "" {
 		l.warn("a webhook secret is set but WEBHOOK_URL is not: no hook uses it")
 	}
-	if env.Hooks == "" {
+	if from.File == "" {
 		return hooks
 	}
-	taken := map[string]string{}
-	for _, h := range hooks {
-		taken[h.Name] = "WEBHOOK_URL"
-	}
-	return append(hooks, l.hooksFile("NOTIFIER_HOOKS", env.Hooks, taken)...)
+	return append(hooks, l.hooksFile("NOTIFIER_HOOKS", from.File, taken)...)
 }
 
 // hooksFile returns the hooks of a file. variable is what names it, and taken are the names that are used elsewhere.
@@ -363,24 +372,24 @@ func (l *loader) hooksFile(variable, path string, taken map[string]string) []Hoo
 	return parsed.hooks
 }
 
-func (l *loader) envHook(env environment) Hook {
-	h := Hook{Name: DefaultHook, URL: NewSecret(env.URL), Timeout: DefaultTimeout}
-	if err := checkURL(env.URL); err != nil {
+func (l *loader) envHook(from Source) Hook {
+	h := Hook{Name: DefaultHook, URL: from.URL, Timeout: DefaultTimeout}
+	if err := checkURL(from.URL.Reveal()); err != nil {
 		l.wrong("WEBHOOK_URL", "%v", err)
 	}
-	switch {
-	case env.Secret != "" && env.Secrets != "":
+	switch inline := from.Secret.Reveal(); {
+	case inline != "" && from.SecretFile != "":
 		l.wrong("WEBHOOK_SECRET_FILE", "set together with WEBHOOK_SECRET: use one of them")
-	case env.Secret != "":
-		h.Secrets = l.secret("WEBHOOK_SECRET", env.Secret)
-	case env.Secrets != "":
-		f, err := l.read(env.Secrets)
+	case inline != "":
+		h.Secrets = l.secret("WEBHOOK_SECRET", inline)
+	case from.SecretFile != "":
+		f, err := l.read(from.SecretFile)
 		if err != nil {
 			l.wrong("WEBHOOK_SECRET_FILE", "%v", err)
 			break
 		}
 		if f.open {
-			l.warn("secret file %s is readable by everybody: chmod o-r", env.Secrets)
+			l.warn("secret file %s is readable by everybody: chmod o-r", from.SecretFile)
 		}
 		h.Secrets = l.secret("WEBHOOK_SECRET_FILE", string(f.text))
 	default:
@@ -403,21 +412,27 @@ func (l *loader) secret(name, text string) []sign.Secret {
 	return []sign.Secret{s}
 }
 
-// misspelt warns of variables that are one or two letters from one of ours. Others with our prefixes may be anybody's: Kubernetes sets NOTIFIER_PORT
-// for a service named notifier.
+// kubernetes is the form of the variables that Kubernetes sets for a service, here for one whose name begins with notifier or webhook.
+var kubernetes = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
+
+// misspelt refuses variables with our prefix that mean nothing: what they were to change stays as it is, and nobody would notice. WEBHOOK_ is a word that others
+// use as well; of these only what is one or two letters from one of ours is refused.
 func (l *loader) misspelt(environ []string) {
 	var known []string
-	t := reflect.TypeFor[environment]()
-	for i := range t.NumField() {
-		known = append(known, t.Field(i).Tag.Get("envconfig"))
+	for field := range reflect.TypeFor[environment]().Fields() {
+		known = append(known, field.Tag.Get("envconfig"))
 	}
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
-		if !strings.HasPrefix(name, "NOTIFIER_") && !strings.HasPrefix(name, "WEBHOOK_") {
+		ours := strings.HasPrefix(name, "NOTIFIER_")
+		if !ours && !strings.HasPrefix(name, "WEBHOOK_") || slices.Contains(known, name) || kubernetes.MatchString(name) {
 			continue
 		}
-		if s := suggest(name, known); s != "" && s != name {
-			l.warn("environment variable %s is not known: did you mean %s?", name, s)
+		switch s := suggest(name, known); {
+		case s != "":
+			l.wrong(name, "there is no such variable: did you mean %s?", s)
+		case ours:
+			l.wrong(name, "there is no such variable (notifier -h lists them)")
 		}
 	}
 }

@@ -19,6 +19,7 @@ const maxFile = 128 << 10
 type file struct {
 	text []byte
 	open bool // readable by every user of the machine
+	once bool // a pipe or the like: reading it again yields something else, or waits
 }
 
 // readFile returns errors that name the path and what to do.
@@ -39,7 +40,7 @@ func readFile(path string) (file, error) {
 	if len(text) > maxFile {
 		return file{}, fmt.Errorf("file %s is larger than %d bytes", path, maxFile)
 	}
-	return file{text, info.Mode().Perm()&0o004 != 0}, nil
+	return file{text: text, open: info.Mode().Perm()&0o004 != 0, once: !info.Mode().IsRegular()}, nil
 }
 
 func fileError(path string, err error) error {

@@ -602,14 +602,38 @@ func (p *hooksParser) duration(n ast.Node, field string, low, high time.Duration
 	if !ok {
 		return 0
 	}
-	d, err := time.ParseDuration(text)
+	d, err := parseDuration(text)
 	switch {
 	case err != nil:
-		p.wrong(n, field, "%.40q is not a duration with its unit, such as 15s", text)
+		p.wrong(n, field, "%.40q is not a duration with its unit, such as 15s, 1h30m or 7d", text)
 	case d <= 0 || d < low || d > high:
-		p.wrong(n, field, "%s is not between %s and %s", text, low, high)
+		p.wrong(n, field, "%s is not between %s and %s", text, span(low), span(high))
 	}
 	return d
+}
+
+// parseDuration reads a duration of Go, or whole days.
+func parseDuration(text string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	return time.ParseDuration(text)
+}
+
+// span writes a duration without units that are zero, and from a week on in days.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= 7*day && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	text := d.String()
+	for _, unit := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(text, unit) {
+			text = text[:len(text)-2]
+		}
+	}
+	return text
 }
 
 const (
@@ -688,7 +712,7 @@ func (p *hooksParser) from(n ast.Node) consume.From {
 	case text == "all":
 		return consume.From{All: true}
 	case text == "" || text[0] < '0' || text[0] > '9':
-		p.wrong(n, "from", "%.40q is neither new, all nor a duration such as 1h", text)
+		p.wrong(n, "from", "%.40q is neither new, all nor a duration such as 1h or 7d", text)
 		return consume.From{}
 	default:
 		return consume.From{Ago: p.duration(n, "from", time.Second, consume.MaxBacklog)}

@@ -38,7 +38,7 @@ func fakeFiles(files map[string]string) func(string) (file, error) {
 			return file{}, fileError(path, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist})
 		}
 		text, open := strings.CutPrefix(text, "open:")
-		return file{[]byte(text), open}, nil
+		return file{text: []byte(text), open: open}, nil
 	}
 }
 
@@ -312,9 +312,9 @@ func TestHooksFileMistakes(t *testing.T) {
 		"an empty glob":                 {hook("tags: [staff, '']"), []string{"4: hook ops: tags: empty"}},
 		"a glob that is a list":         {hook("peers: [[a]]"), []string{"4: hook ops: peers: want a single value"}},
 		"a network of addresses":        {hook("endpoints:\n- 203.0.113.7/24\n- everywhere"), []string{"5: hook ops: endpoints: 203.0.113.7/24 has bits beyond its prefix: want 203.0.113.0/24 or 203.0.113.7", `6: hook ops: endpoints: "everywhere" is neither a network, such as 203.0.113.0/24, nor an address`}},
-		"a timeout without unit":        {hook("timeout: 15"), []string{`4: hook ops: timeout: "15" is not a duration with its unit, such as 15s`}},
-		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0s and 5m0s"}},
-		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0s and 5m0s"}},
+		"a timeout without unit":        {hook("timeout: 15"), []string{`4: hook ops: timeout: "15" is not a duration with its unit, such as 15s, 1h30m or 7d`}},
+		"no timeout":                    {hook("timeout: 0s"), []string{"4: hook ops: timeout: 0s is not between 0s and 5m"}},
+		"a timeout too long":            {hook("timeout: 1h"), []string{"4: hook ops: timeout: 1h is not between 0s and 5m"}},
 		"headers as a list":             {hook("headers: [a]"), []string{"4: hook ops: headers: want a mapping (key: value lines)"}},
 		"a header of ours":              {hook("headers:\n  webhook-id: hunter2"), []string{"5: hook ops: headers: Webhook-Id is set by the notifier"}},
 		"a header in two cases":         {hook("headers:\n  x-a: 1\n  X-A: 2"), []string{"6: hook ops: headers: X-A given twice"}},
@@ -331,7 +331,7 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a template file that is wrong": {hook("template_file: bad"), []string{"4: hook ops: template_file: on wg.peer.connected: line 2 of the template: can't evaluate field Txt"}},
 		"a template file of nowhere":    {hook("template_file: nope"), []string{"4: hook ops: template_file: file /etc/wg/nope cannot be read: file does not exist"}},
 		"a template of no JSON":         {hook("template: '{\"a\": \"{{.Peer.Name}}\"}'"), []string{"4: hook ops: template: on wg.peer.connected: the output is not JSON: does every text go through {{json …}}?"}},
-		"a connect timeout too long":    {hook("connect_timeout: 1h"), []string{"4: hook ops: connect_timeout: 1h is not between 0s and 5m0s"}},
+		"a connect timeout too long":    {hook("connect_timeout: 1h"), []string{"4: hook ops: connect_timeout: 1h is not between 0s and 5m"}},
 		"authorities of nowhere":        {tls("ca_file: nope"), []string{"4: hook ops: ca_file: file /etc/wg/nope cannot be read: file does not exist"}},
 		"authorities that are none":     {tls("ca_file: password"), []string{"4: hook ops: ca_file: no PEM certificate (-----BEGIN CERTIFICATE-----)"}},
 		"authorities without TLS":       {hook("ca_file: cert.pem"), []string{"4: hook ops: ca_file: the url is http://, without TLS"}},
@@ -353,7 +353,7 @@ func TestHooksFileMistakes(t *testing.T) {
 		"fields that there are not":     {hook("redact:\n- endpoints\n- key"), []string{"5: hook ops: redact: endpoints is not known: did you mean endpoint?", "6: hook ops: redact: key is none of allowed_ips, endpoint, name, tags"}},
 		"no fields":                     {hook("redact: []"), []string{"4: hook ops: redact: empty list: leave the key out"}},
 		"a schedule misspelt":           {hook("retry:\n  fist: 1s\n  other_4xx: yes"), []string{"5: hook ops: fist: unknown key: did you mean first?", "6: hook ops: retry.other_4xx: yes is none of true, false"}},
-		"a schedule of nonsense":        {hook("retry: {first: 1ms, factor: 0.5, cap: 0s, jitter: nan, give_up: -1h}"), []string{"4: hook ops: retry.first: 1ms is not between 100ms and 8760h0m0s", `4: hook ops: retry.factor: "0.5" is no number from 1 to 100`, "4: hook ops: retry.cap: 0s is not between 100ms and 8760h0m0s", `4: hook ops: retry.jitter: "nan" is no number from 0 to 1`, "4: hook ops: retry.give_up: -1h is not between 100ms and 8760h0m0s"}},
+		"a schedule of nonsense":        {hook("retry: {first: 1ms, factor: 0.5, cap: 0s, jitter: nan, give_up: -1h}"), []string{"4: hook ops: retry.first: 1ms is not between 100ms and 365d", `4: hook ops: retry.factor: "0.5" is no number from 1 to 100`, "4: hook ops: retry.cap: 0s is not between 100ms and 365d", `4: hook ops: retry.jitter: "nan" is no number from 0 to 1`, "4: hook ops: retry.give_up: -1h is not between 100ms and 365d"}},
 		"a cap under the first wait":    {hook("retry:\n  first: 1m\n  cap: 30s"), []string{"6: hook ops: retry.cap: 30s is less than first, 1m0s"}},
 		"a first wait over the cap":     {hook("retry:\n  first: 7h"), []string{"5: hook ops: retry.cap: 6h0m0s is less than first, 7h0m0s"}},
 		"no concurrency":                {hook("concurrency: 0"), []string{`4: hook ops: concurrency: "0" is no whole number from 1 to 256`}},
@@ -361,10 +361,12 @@ func TestHooksFileMistakes(t *testing.T) {
 		"a rate without time":           {hook("rate: 10"), []string{`4: hook ops: rate: "10" is no rate, such as 10/s, 30/m or 100/h`}},
 		"a rate beyond all":             {hook("rate: 99999/s"), []string{`4: hook ops: rate: 99999/s is more than 10000/s: leave it out for no limit`}},
 		"an order that is none":         {hook("order: some"), []string{`4: hook ops: order: some is not known: did you mean none?`}},
-		"a hold for too long":           {hook("hold: 1h"), []string{`4: hook ops: hold: 1h is not between 1s and 10m0s`}},
+		"a hold for too long":           {hook("hold: 1h"), []string{`4: hook ops: hold: 1h is not between 1s and 10m`}},
 		"a hold without order":          {hook("order: none\nhold: 30s"), []string{`5: hook ops: hold: given together with order: none: what is held back needs an order`}},
-		"a beginning that is none":      {hook("from: start"), []string{`4: hook ops: from: "start" is neither new, all nor a duration such as 1h`}},
-		"a beginning too long ago":      {hook("from: 9999h"), []string{`4: hook ops: from: 9999h is not between 1s and 168h0m0s`}},
+		"a beginning that is none":      {hook("from: start"), []string{`4: hook ops: from: "start" is neither new, all nor a duration such as 1h or 7d`}},
+		"a beginning too many days ago": {hook("from: 60d"), []string{`4: hook ops: from: 60d is not between 1s and 7d`}},
+		"days and hours together":       {hook("from: 1d12h"), []string{`4: hook ops: from: "1d12h" is not a duration with its unit, such as 15s, 1h30m or 7d`}},
+		"a beginning too long ago":      {hook("from: 9999h"), []string{`4: hook ops: from: 9999h is not between 1s and 7d`}},
 		"a rate of nothing":             {hook("rate: 0/s"), []string{`4: hook ops: rate: "0/s" is no rate, such as 10/s, 30/m or 100/h`}},
 		"a secret for its file":         {hook("secret_file: whsec_hunter2"), []string{"4: hook ops: secret_file: want the path of a file, not what is in it"}},
 		"a url for its file":            {"hooks:\n- name: a\n  url_file: https://h/hunter2", []string{"3: hook a: url_file: want the path of a file, not what is in it"}},
@@ -376,7 +378,7 @@ func TestHooksFileMistakes(t *testing.T) {
 				"3: hook a: url: want an http:// or https:// URL",
 				"4: hook a: tipes: unknown key: did you mean types?",
 				"5: hook #2: name: want 1 to 32 of a-z, 0-9, _ and -",
-				`7: hook #2: timeout: "soon" is not a duration with its unit, such as 15s`,
+				`7: hook #2: timeout: "soon" is not a duration with its unit, such as 15s, 1h30m or 7d`,
 			},
 		},
 	} {

@@ -106,6 +106,9 @@ const (
 // errNotConnected stands for what the library says then: it speaks of a buffer, and it has none.
 var errNotConnected = errors.New("the broker is not connected")
 
+// ErrHookGone reports that the hook answered 410 Gone: it wants no more requests.
+var ErrHookGone = errors.New("the hook answered 410 Gone")
+
 // timing holds the intervals that tests shorten.
 type timing struct {
 	ackWait   time.Duration // after which an un-acked message comes back
@@ -164,8 +167,8 @@ func Durable(hook string) string { return "hook-" + hook }
 // Ready is closed once the hook has its consumer, and with it its place in the stream.
 func (c *Consumer) Ready() <-chan struct{} { return c.ready }
 
-// Run serves the hook until ctx ends, and then returns nil. It outlasts an absent broker, stream or consumer, saying so once. When ctx ends, attempts
-// under way get up to 3 s, what is held is handed back, and the next owner can start at once.
+// Run serves the hook until ctx ends, and then returns nil, or until the hook answers 410 Gone, and then returns ErrHookGone. It outlasts an absent broker,
+// stream or consumer, saying so once. When it ends, attempts under way get up to 3 s, what is held is handed back, and the next owner can start at once.
 func (c *Consumer) Run(ctx context.Context) error {
 	defer c.sender.Close()
 	var last string
@@ -193,7 +196,11 @@ func (c *Consumer) Run(ctx context.Context) error {
 			c.Log.Info("hook has its consumer")
 		}
 		c.waiting = time.Time{}
-		c.resume = newSession(c, cons).run(ctx)
+		s := newSession(c, cons)
+		c.resume = s.run(ctx)
+		if s.hookGone {
+			return ErrHookGone
+		}
 	}
 	return nil
 }

@@ -66,10 +66,11 @@ type session struct {
 	cons        jetstream.Consumer
 	concurrency int
 
-	queue   *order.Queue[work]
-	closing map[uint64]*closing // by stream sequence
-	closeAt time.Time           // when to ask again for failed closings; zero for none
-	failing bool                // closings fail, and it was said
+	queue    *order.Queue[work]
+	closing  map[uint64]*closing // by stream sequence
+	closeAt  time.Time           // when to ask again for failed closings; zero for none
+	failing  bool                // closings fail, and it was said
+	hookGone bool                // the hook answered 410, and the event of that answer is being buried
 
 	pin      string // who owns the consumer, as the last message said; empty when it is not we
 	numbered uint64 // consumer sequence of the last message
@@ -124,7 +125,7 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 	}
 }
 
-// run serves the hook until ctx ends or the consumer is gone. It returns the first stream sequence that was not delivered.
+// run serves the hook until ctx ends, or the hook or its consumer is gone. It returns the first stream sequence that was not delivered.
 func (s *session) run(ctx context.Context) (resume uint64) {
 	// What is under way when ctx ends may go on for a while.
 	late, cancelLate := context.WithCancel(context.WithoutCancel(ctx))
@@ -146,7 +147,7 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	gone := s.serve(ctx, late)
 	grace := time.NewTimer(stopGrace) // for all that follows but flush
 	defer grace.Stop()
-	owner, released, answers := s.pin != "", s.pin, true
+	released, answers := s.pin, true
 	if gone {
 		cancelLate() // without a consumer nothing can be acknowledged
 	} else {
@@ -158,7 +159,7 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	workers.Wait()
 
 	resume = s.next
-	if !owner || s.recovering {
+	if released == "" || s.recovering {
 		resume = min(resume, s.start)
 	}
 	for it := range s.queue.All() {
@@ -173,14 +174,14 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	if answers {
 		s.flush(ctx)
 	}
-	if gone && !owner {
+	if gone && released == "" {
 		// The owner knows better where the consumer was, and makes it again.
 		sleep(ctx, s.c.pinnedTTL)
 	}
 	return resume
 }
 
-// serve runs the session until ctx ends, or returns true when the consumer is gone.
+// serve runs the session until ctx ends or the hook is gone, or returns true when the consumer is gone.
 func (s *session) serve(ctx, late context.Context) (gone bool) {
 	progress := time.NewTicker(s.c.ackWait / 3)
 	defer progress.Stop()
@@ -211,6 +212,9 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 			}
 		case o := <-s.outcomes:
 			s.conclude(late, o)
+			if s.hookGone {
+				return false
+			}
 		case c := <-s.confirmations:
 			s.confirm(late, c)
 		case a := <-s.answers:
@@ -222,7 +226,7 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 	}
 }
 
-// stop ends what is under way, with force when grace is over.
+// stop ends what is under way, with force when grace is over. released is the pin that was given up.
 func (s *session) stop(late context.Context, released string, grace <-chan time.Time, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
 	// Messages sent before the pin was released are still on their way. Whatever is not caught here is missing until AckWait is over.
 	quiet := time.NewTimer(50 * time.Millisecond)
@@ -621,6 +625,13 @@ func (s *session) conclude(ctx context.Context, o outcome) {
 		}
 		s.close(ctx, s.queue.Done(key))
 	case deliver.Dead:
+		if res.Class == deliver.Gone {
+			if s.hookGone { // one letter says it: the others wait with the rest
+				s.queue.Retry(key, time.Time{})
+				return
+			}
+			s.hookGone = true
+		}
 		s.c.breaker.Answered()
 		bury(letter)
 	case deliver.Retry:

@@ -24,7 +24,7 @@ type Class string
 const (
 	OK          Class = "ok"          // 2xx
 	Redirected  Class = "redirected"  // 3xx, never followed
-	Gone        Class = "gone"        // 410
+	Gone        Class = "gone"        // 410: the hook wants no more requests
 	Rejected    Class = "rejected"    // any other 4xx that a repetition does not mend
 	Throttled   Class = "throttled"   // 429
 	Unavailable Class = "unavailable" // 408, 425, 5xx, and answers that are none

@@ -37,6 +37,10 @@ type Metrics struct {
 	circuit  *prometheus.GaugeVec
 	withheld *prometheus.CounterVec
 	lost     *prometheus.CounterVec
+	disabled *prometheus.GaugeVec
+
+	reloaded   prometheus.Gauge
+	reloadedAt prometheus.Gauge
 }
 
 // New returns metrics of a notifier that has done nothing yet.
@@ -63,9 +67,14 @@ func New() *Metrics {
 			[]string{"hook", "state"}),
 		withheld: prometheus.NewCounterVec(opts("events_withheld_total", "Disconnections, and the connections that took them back within the hook's hold."),
 			[]string{"hook"}),
-		lost: prometheus.NewCounterVec(opts("events_lost_total", "Events that the stream dropped by age or size before they were delivered."), []string{"hook"}),
+		lost:     prometheus.NewCounterVec(opts("events_lost_total", "Events that the stream dropped by age or size before they were delivered."), []string{"hook"}),
+		disabled: gauge("hook_disabled", "1 for a hook that answered 410 Gone: it gets nothing until it is enabled again."),
+		reloaded: prometheus.NewGauge(prometheus.GaugeOpts(opts("config_last_reload_successful",
+			"1 when the hooks were right as they were read last, 0 while they are wrong and those before are served."))),
+		reloadedAt: prometheus.NewGauge(prometheus.GaugeOpts(opts("config_last_reload_success_timestamp_seconds",
+			"When the hooks were read last and were right, in seconds since 1970."))),
 	}
-	m.registry.MustRegister(m.attempts, m.latency, m.age, m.buried, m.pending, m.held, m.inFlight, m.circuit, m.withheld, m.lost,
+	m.registry.MustRegister(m.attempts, m.latency, m.age, m.buried, m.pending, m.held, m.inFlight, m.circuit, m.withheld, m.lost, m.disabled, m.reloaded, m.reloadedAt,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -117,6 +126,32 @@ func (m *Metrics) Withheld(hook string, events int) {
 func (m *Metrics) Lost(hook string, events uint64) {
 	m.lost.WithLabelValues(hook).Add(float64(events))
 }
+
+// Reloaded tells that the hooks were read, and whether they were right.
+func (m *Metrics) Reloaded(ok bool) {
+	m.reloaded.Set(0)
+	if ok {
+		m.reloaded.Set(1)
+		m.reloadedAt.SetToCurrentTime()
+	}
+}
+
+// Serving tells that a hook is served from now on. What it counts is there from the first, so that an increase shows.
+func (m *Metrics) Serving(hook string) {
+	m.disabled.WithLabelValues(hook).Set(0)
+	m.withheld.WithLabelValues(hook)
+	m.lost.WithLabelValues(hook)
+}
+
+// Ended tells that a hook is not served any more: what it has to do is not known from now on. What was counted stays.
+func (m *Metrics) Ended(hook string) {
+	for _, g := range []*prometheus.GaugeVec{m.pending, m.held, m.inFlight, m.circuit, m.disabled} {
+		g.DeletePartialMatch(prometheus.Labels{"hook": hook})
+	}
+}
+
+// Disabled tells that a hook has ended because it is gone.
+func (m *Metrics) Disabled(hook string) { m.disabled.WithLabelValues(hook).Set(1) }
 
 // Listen opens the address that Serve serves on: host:port or unix:/path. A socket that an earlier run left is replaced; any other file, and a socket that
 // somebody serves, is not.

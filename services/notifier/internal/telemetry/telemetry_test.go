@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +82,12 @@ func everything(m *Metrics) {
 	} {
 		m.Buried("chat", c)
 	}
+	m.Serving("gone")
+	m.Loaded("gone", consume.Load{Pending: 7, Held: 5, InFlight: 3, Circuit: consume.Open})
+	m.Ended("gone")
+	m.Disabled("gone")
+	m.Serving("chat")
+	m.Reloaded(true)
 	m.Loaded("chat", consume.Load{Pending: 7, Held: 5, InFlight: 3, Circuit: consume.Open})
 	m.Withheld("chat", 2)
 	m.Lost("chat", 9)
@@ -120,6 +127,8 @@ func TestMetrics(t *testing.T) {
 		`wgherald_notifier_circuit{hook="chat",state="closed"} 0`,
 		`wgherald_notifier_circuit{hook="chat",state="open"} 1`,
 		`wgherald_notifier_circuit{hook="chat",state="testing"} 0`,
+		`wgherald_notifier_config_last_reload_success_timestamp_seconds now`,
+		`wgherald_notifier_config_last_reload_successful 1`,
 		`wgherald_notifier_dead_letters_total{class="rejected",hook="chat"} 1`,
 		`wgherald_notifier_dead_letters_total{class="subject_mismatch",hook="chat"} 1`,
 		`wgherald_notifier_dead_letters_total{class="undecodable",hook="chat"} 1`,
@@ -129,11 +138,22 @@ func TestMetrics(t *testing.T) {
 		`wgherald_notifier_delivered_age_seconds_count{hook="chat"} 1`,
 		`wgherald_notifier_events_held{hook="chat"} 5`,
 		`wgherald_notifier_events_lost_total{hook="chat"} 9`,
+		`wgherald_notifier_events_lost_total{hook="gone"} 0`,
 		`wgherald_notifier_events_pending{hook="chat"} 7`,
 		`wgherald_notifier_events_withheld_total{hook="chat"} 2`,
+		`wgherald_notifier_events_withheld_total{hook="gone"} 0`,
+		`wgherald_notifier_hook_disabled{hook="chat"} 0`,
+		`wgherald_notifier_hook_disabled{hook="gone"} 1`,
 	}
 	// The sum of floats is compared as it is printed, up to its last digits.
 	for i, line := range lines {
+		if at, ok := strings.CutPrefix(line, "wgherald_notifier_config_last_reload_success_timestamp_seconds "); ok {
+			seconds, err := strconv.ParseFloat(at, 64)
+			if age := float64(time.Now().Unix()) - seconds; err != nil || age < -60 || age > 600 {
+				t.Errorf("the time of the last success is %s", at)
+			}
+			lines[i] = strings.TrimSuffix(line, at) + "now"
+		}
 		if strings.HasPrefix(line, `wgherald_notifier_attempt_seconds_sum{hook="chat"} 0.01`) {
 			lines[i] = want[0]
 		}
