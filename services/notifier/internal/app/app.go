@@ -116,6 +116,12 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	for _, c := range consumers {
 		tasks = append(tasks, c.Run)
 	}
+	condition := &health{connected: nc.IsConnected}
+	if l, err := listenHealth(cfg.State); err != nil {
+		log.Info("notifier health cannot be asked: it needs a socket in the state directory (NOTIFIER_STATE)", "error", err)
+	} else {
+		tasks = append(tasks, func(ctx context.Context) error { return condition.serve(ctx, l) })
+	}
 	tasks = append(tasks, func(ctx context.Context) error {
 		if connected(ctx, nc) != nil {
 			return nil
@@ -124,6 +130,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 			return err
 		}
 		if ready(ctx, consumers) {
+			condition.ready.Store(true)
 			log.Info("notifier is ready", "version", version, "hooks", len(consumers), "broker", nc.ConnectedAddr())
 			leftovers(ctx, js, cfg, log)
 		}
