@@ -19,6 +19,9 @@ import (
 	"github.com/wgherald/wgherald/lab/internal/testreq"
 )
 
+// host is where containers find the namespace that is their host.
+const host = "172.30.0.1"
+
 // engine is a dockerd in namespaces of its own.
 type engine struct {
 	ns      *netns.NS
@@ -69,7 +72,7 @@ func startEngine(ctx context.Context, t *testing.T) *engine {
 		Name: "dockerd", NS: e.ns, Path: lookPath(t, "unshare"),
 		Args: []string{
 			"--pid", "--fork", "--mount-proc", "--kill-child", "dockerd", "--host", socket, "--data-root", filepath.Join(e.dir, "data"),
-			"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/" + e.cgroup,
+			"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/" + e.cgroup, "--bip", host + "/24",
 		},
 		Env: []string{"PATH=" + os.Getenv("PATH")},
 	})
@@ -156,22 +159,27 @@ func (e *engine) inspect(ctx context.Context, t *testing.T, what string, v any) 
 	}
 }
 
-// kill ends a container's first process by SIGKILL from outside. docker kill would count as wanted, and nothing would start it again.
-func (e *engine) kill(t *testing.T, id string) {
+// pid is a container's first process, as this process sees it: the engine counts in a process namespace of its own.
+func (e *engine) pid(t *testing.T, id string) (pid int) {
 	t.Helper()
 	for _, pattern := range []string{"/sys/fs/cgroup/%s/%s/cgroup.procs", "/sys/fs/cgroup/pids/%s/%s/cgroup.procs"} {
 		text, err := os.ReadFile(fmt.Sprintf(pattern, e.cgroup, id))
 		if err != nil {
 			continue
 		}
-		var pid int
 		if _, err := fmt.Sscan(string(text), &pid); err != nil {
 			t.Fatalf("container %s has no process: %v", id, err)
 		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		return
+		return pid
 	}
 	t.Fatalf("container %s has no cgroup", id)
+	return 0
+}
+
+// kill ends a container by SIGKILL from outside. docker kill would count as wanted, and nothing would start it again.
+func (e *engine) kill(t *testing.T, id string) {
+	t.Helper()
+	if err := syscall.Kill(e.pid(t, id), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 }

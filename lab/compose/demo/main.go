@@ -2,7 +2,7 @@
 // that verifies what it is told of them.
 //
 //	demo peers   a WireGuard interface, wgdemo0, in the host's network, and peers that reach it over loopback; until it is stopped
-//	demo sink    a receiver on port 8080 that makes its secret in the directory /secret, and prints each webhook
+//	demo sink    a receiver on port 8080 that prints each webhook; it makes a file of hooks for the notifier, with a secret, in the directory /hooks
 //	demo health  exits with 0 when the receiver of this container answers
 //
 // The peers are userspace WireGuard: the handshakes, and what the probe sees of them, are real. Nothing gets out of the tunnel: the interface has an address

@@ -25,8 +25,8 @@ const (
 	// socket is where the device is found by others. It outlives a device that is killed.
 	socket = "/var/run/wireguard/" + link + ".sock"
 
-	// pace is the time between two steps: the probe samples every 10 s, and some steps are seen at a sample only.
-	pace = 6 * time.Second
+	// The time after a step that a packet tells, and after one that is seen at a sample: the probe takes one every 10 s.
+	prompt, sampled = 3 * time.Second, 12 * time.Second
 )
 
 var hubInside = netip.MustParsePrefix("192.0.2.1/32")
@@ -47,43 +47,50 @@ type stage struct {
 	out    io.Writer
 }
 
-// peers tells a story again and again until ctx ends.
+// peers acts out how peers come, go, and knock, and then how they move and are configured, again and again until ctx ends.
 func peers(ctx context.Context, out io.Writer) (err error) {
-	alice, bob, carol, mallory := newPeer("alice-laptop", 2), newPeer("bob-phone", 3), newPeer("carol-desktop", 4), newPeer("mallory", 66)
+	alice, bob, carol := newPeer("alice-laptop", 2), newPeer("bob-phone", 3), newPeer("carol-desktop", 4)
+	dave, mallory := newPeer("dave-tablet", 5), newPeer("mallory", 66)
 	s := &stage{out: out}
-	if err := s.open(alice, bob, carol); err != nil {
+	if err := s.open(alice, bob, carol, dave); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.hub.Close()) }()
-	for _, p := range []*peer{alice, bob, carol, mallory} {
+	for _, p := range []*peer{alice, bob, carol, dave, mallory} {
 		defer p.down()
 	}
 
-	steps := []func() error{
-		func() error { return s.connect(alice, "comes up") },
-		func() error { return s.connect(bob, "comes up") },
-		func() error { return s.connect(carol, "comes up") },
-		func() error { return s.connect(mallory, "knocks, whom nobody has configured: told once an hour") },
-		func() error { mallory.down(); return s.roam(bob) },
-		func() error { return s.remove(carol) },
-		func() error { return s.restore(carol) },
-		func() error { return s.leave(alice) },
-		func() error { return nil },
-		func() error { return nil },
+	type step struct {
+		do    func() error
+		after time.Duration
+	}
+	steps := []step{
+		{func() error { return s.connect(alice, "comes up") }, prompt},
+		{func() error { return s.connect(bob, "comes up") }, prompt},
+		{func() error { return s.connect(carol, "comes up") }, prompt},
+		{func() error { return s.connect(dave, "comes up") }, prompt},
+		{func() error { return s.leave(dave) }, 0},
+		{func() error { return s.connect(mallory, "knocks, whom nobody has configured: told once an hour") }, prompt},
+		{func() error { mallory.down(); return nil }, 0},
 	}
 	for {
 		for _, step := range steps {
-			if err := step(); err != nil {
+			if err := step.do(); err != nil {
 				return err
 			}
 			select {
-			case <-time.After(pace):
+			case <-time.After(step.after):
 			case <-ctx.Done():
 				return nil
 			}
 		}
+		steps = nil
 		for _, p := range []*peer{alice, bob, carol} {
-			p.down()
+			steps = append(steps,
+				step{func() error { return s.roam(p) }, sampled},
+				step{func() error { return s.remove(p) }, sampled},
+				step{func() error { return s.restore(p) }, prompt},
+			)
 		}
 	}
 }
@@ -186,7 +193,7 @@ func (s *stage) restore(p *peer) error {
 }
 
 func (s *stage) leave(p *peer) error {
-	s.say(p, "goes, without a word as ever: its keepalives are missed")
+	s.say(p, "goes, without a word as ever: its keys are dead 180 s after its handshake")
 	p.down()
 	return nil
 }

@@ -15,15 +15,22 @@ import (
 
 const (
 	port       = "8080"
-	secretFile = "/secret/secret"
+	secretFile = "/hooks/secret"
+	hooksFile  = "/hooks/hooks.yaml" // for the notifier, which reads it as the same user
+
+	// hooks has what was told before the receiver was there, too.
+	hooks = "hooks:\n  - name: demo\n    url: http://demo-sink:" + port + "/\n    secret_file: " + secretFile + "\n    from: 1h\n"
 )
 
-// receive prints each request, in the order of arrival.
+// receive prints each request, in the order of arrival. The secret stays what it is over a restart.
 func receive(ctx context.Context, out io.Writer) error {
 	secret, err := os.ReadFile(secretFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		secret = []byte(sink.NewSecret())
 		err = os.WriteFile(secretFile, secret, 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile(hooksFile, []byte(hooks), 0o600)
 	}
 	if err != nil {
 		return err
