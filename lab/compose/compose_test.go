@@ -41,7 +41,7 @@ type stack struct {
 
 // TestStack brings everything up on an engine, looks at it, kills it part by part, and takes it down. Each part of it builds on those before.
 func TestStack(t *testing.T) {
-	runtime.LockOSThread() // what is started here ends with its thread
+	runtime.LockOSThread() // what is started here, and in each part, ends with its thread
 	defer runtime.UnlockOSThread()
 	ctx := t.Context()
 	if end, ok := t.Deadline(); ok {
@@ -72,6 +72,7 @@ func TestStack(t *testing.T) {
 		{"images", s.images},
 		{"containers hold what they need and no more", s.confined},
 		{"health", s.health},
+		{"the example of a hooks file", s.example},
 		{"a killed nats loses nothing", func(ctx context.Context, t *testing.T) { s.survive(ctx, t, "nats") }},
 		{"a killed probe loses nothing", func(ctx context.Context, t *testing.T) { s.survive(ctx, t, "probe") }},
 		{"a killed notifier loses nothing", func(ctx context.Context, t *testing.T) { s.survive(ctx, t, "notifier") }},
@@ -81,6 +82,8 @@ func TestStack(t *testing.T) {
 		{"down leaves nothing", s.down},
 	} {
 		if !t.Run(part.name, func(t *testing.T) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			began := time.Now()
 			part.do(ctx, t)
 			t.Logf("%.1f s", time.Since(began).Seconds())
@@ -163,7 +166,7 @@ func (s *stack) container(ctx context.Context, t *testing.T, service string) con
 
 func (s *stack) up(ctx context.Context, t *testing.T) {
 	s.run(ctx, t, "up", "--build", "--detach")
-	for _, want := range []events.Type{events.InterfaceUp, events.PeerConnected, events.PeerRejected, events.PeerRoamed, events.PeerRemoved, events.PeerAdded} {
+	for _, want := range []events.Type{events.PeerConnected, events.PeerRejected, events.PeerRoamed, events.PeerRemoved, events.PeerAdded} {
 		s.delivered(ctx, t, 0, string(want), func(e *events.Event) bool { return e.Type == want })
 	}
 }
@@ -290,6 +293,13 @@ func (s *stack) health(ctx context.Context, t *testing.T) {
 	}
 }
 
+// example has the notifier read the file where it would find an operator's.
+func (s *stack) example(ctx context.Context, t *testing.T) {
+	if out := s.run(ctx, t, "run", "--rm", "--no-deps", "notifier", "check", "/etc/wgherald/hooks.example.yaml"); !strings.Contains(out, "ops") {
+		t.Errorf("the check says %s", out)
+	}
+}
+
 // survive kills a service, and waits until it is back and what happens afterwards is delivered.
 func (s *stack) survive(ctx context.Context, t *testing.T, service string) {
 	before := s.container(ctx, t, service)
@@ -347,16 +357,28 @@ func (s *stack) wrong(ctx context.Context, t *testing.T) {
 	} {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		out, err := s.command(ctx, "docker", append([]string{"run", "--rm", "--read-only", "--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW"}, row.args...)...).CombinedOutput()
-		cancel()
 		if err == nil || ctx.Err() != nil {
-			t.Errorf("%s: it ended with %v", row.name, err)
+			t.Errorf("%s: it ended with %v, %v", row.name, err, ctx.Err())
 		}
+		cancel()
 		for _, part := range row.want {
 			if !strings.Contains(string(out), part) {
 				t.Errorf("%s: it does not say %q:\n%s", row.name, part, out)
 			}
 		}
 	}
+	// One whose key the broker does not know waits until it does.
+	id := s.docker(ctx, t, "run", "--detach", "--network=host", "--tmpfs=/var/lib/wgherald-probe", "--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW", "wgherald/probe:"+version)
+	eventually(ctx, t, "a probe with a key of its own says that it is refused", func() bool {
+		out, err := s.command(ctx, "docker", "logs", id).CombinedOutput()
+		return err == nil && strings.Contains(string(out), "not reached, trying on")
+	})
+	var c container
+	if s.inspect(ctx, t, id, &c); !c.State.Running {
+		t.Error("a probe with a key of its own does not wait")
+	}
+	s.docker(ctx, t, "rm", "--force", "--volumes", id)
+
 	// A second one on this host finds the port taken, and has another.
 	second := append(slices.Clone(s.compose), "--project-name", "second", "up", "--detach", "nats")
 	out, err := s.command(ctx, second[0], second[1:]...).CombinedOutput()

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -104,17 +106,23 @@ func lookPath(t *testing.T, program string) string {
 // removeCgroups removes what dockerd leaves in every hierarchy. Cgroups of processes that have just ended are busy for a moment.
 func (e *engine) removeCgroups() {
 	for range 100 {
-		var left []string
-		for _, pattern := range []string{"/sys/fs/cgroup/%s/*", "/sys/fs/cgroup/*/%s/*", "/sys/fs/cgroup/%s", "/sys/fs/cgroup/*/%s"} {
-			found, _ := filepath.Glob(fmt.Sprintf(pattern, e.cgroup))
-			for _, dir := range found {
-				if info, err := os.Stat(dir); err == nil && info.IsDir() && os.Remove(dir) != nil {
-					left = append(left, dir)
-				}
+		var found []string
+		for _, pattern := range []string{"/sys/fs/cgroup/%s", "/sys/fs/cgroup/*/%s"} {
+			tops, _ := filepath.Glob(fmt.Sprintf(pattern, e.cgroup)) // the patterns are good
+			for _, top := range tops {
+				_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+					if err == nil && d.IsDir() {
+						found = append(found, path)
+					}
+					return nil // what has gone meanwhile is no loss
+				})
 			}
 		}
-		if len(left) == 0 {
+		if len(found) == 0 {
 			return
+		}
+		for _, dir := range slices.Backward(found) {
+			_ = syscall.Rmdir(dir)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

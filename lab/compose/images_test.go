@@ -2,9 +2,11 @@ package compose
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -18,7 +20,8 @@ import (
 // makeBaseImages makes what stands in for images of a registry.
 func (e *engine) makeBaseImages(ctx context.Context, t *testing.T, root string) {
 	t.Helper()
-	cache := goCommand(ctx, t, e, root, "env", "GOCACHE")
+	env := func(name string) string { return goCommand(ctx, t, e, root, "env", name) }
+	goroot, modcache, cache := env("GOROOT"), env("GOMODCACHE"), env("GOCACHE")
 	compiled := map[string]bool{}
 	for module, program := range map[string]string{"services/notifier": ".", "services/probe": ".", "lab": "./compose/demo"} {
 		for file := range strings.FieldsSeq(goCommand(ctx, t, e, filepath.Join(root, module), "list", "-trimpath", "-export", "-deps", "-f", "{{.Export}}", program)) {
@@ -26,7 +29,7 @@ func (e *engine) makeBaseImages(ctx context.Context, t *testing.T, root string) 
 		}
 	}
 	e.importImage(ctx, t, "golang:1.26", func(a *archive) error {
-		return errors.Join(goImage(ctx, a, e, root), a.buildCache(cache, "/.cache/go-build", compiled))
+		return errors.Join(goImage(ctx, a, e, root, goroot, modcache), a.buildCache(cache, "/.cache/go-build", compiled))
 	}, "ENV PATH=/usr/local/go/bin:/usr/bin:/bin", "ENV GOPATH=/go", "ENV GOTOOLCHAIN=local", "ENV GOPROXY=off", "ENV GOFLAGS=-mod=readonly")
 
 	const server = "github.com/nats-io/nats-server/v2"
@@ -63,6 +66,8 @@ func (e *engine) importImage(ctx context.Context, t *testing.T, name string, fil
 	}
 	r, w := io.Pipe()
 	go func() {
+		runtime.LockOSThread() // see command
+		defer runtime.UnlockOSThread()
 		a := &archive{w: tar.NewWriter(w), made: map[string]bool{}}
 		err := fill(a)
 		w.CloseWithError(errors.Join(err, a.w.Close()))
@@ -71,21 +76,21 @@ func (e *engine) importImage(ctx context.Context, t *testing.T, name string, fil
 }
 
 // goImage has Go without what only its own tests and builds need, the modules of all images in its cache, and of the system what the Dockerfiles use.
-func goImage(ctx context.Context, a *archive, e *engine, root string) error {
+func goImage(ctx context.Context, a *archive, e *engine, root, goroot, modcache string) error {
 	for _, dir := range []string{"bin", "pkg", "src", "lib"} {
-		if err := a.tree(filepath.Join(runtime.GOROOT(), dir), filepath.Join("/usr/local/go", dir), func(path string) bool {
+		if err := a.tree(filepath.Join(goroot, dir), filepath.Join("/usr/local/go", dir), func(path string) bool {
 			return strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, "/testdata") || strings.HasSuffix(path, "/src/cmd")
 		}); err != nil {
 			return err
 		}
 	}
 	for _, file := range []string{"go.env", "VERSION"} {
-		if err := a.file(filepath.Join(runtime.GOROOT(), file), filepath.Join("/usr/local/go", file)); err != nil {
+		if err := a.file(filepath.Join(goroot, file), filepath.Join("/usr/local/go", file)); err != nil {
 			return err
 		}
 	}
 	for _, module := range []string{"services/notifier", "services/probe", "lab"} {
-		if err := modules(ctx, a, e, filepath.Join(root, module)); err != nil {
+		if err := modules(ctx, a, e, filepath.Join(root, module), modcache); err != nil {
 			return err
 		}
 	}
@@ -99,29 +104,23 @@ func goImage(ctx context.Context, a *archive, e *engine, root string) error {
 }
 
 // modules adds what the module in dir needs to the image's module cache.
-func modules(ctx context.Context, a *archive, e *engine, dir string) error {
+func modules(ctx context.Context, a *archive, e *engine, dir, cache string) error {
 	c := e.command(ctx, "go", "mod", "download", "-json")
 	c.Dir = dir
 	c.Env = append(os.Environ(), "GOWORK=off")
 	out, err := c.Output()
 	if err != nil {
-		return err
+		return fmt.Errorf("go mod download in %s: %w", dir, err)
 	}
-	c = e.command(ctx, "go", "env", "GOMODCACHE")
-	cache, err := c.Output()
-	if err != nil {
-		return err
-	}
-	list := json.NewDecoder(strings.NewReader(string(out)))
-	for {
+	for list := json.NewDecoder(bytes.NewReader(out)); ; {
 		var m struct{ Info, GoMod, Zip string }
 		if err := list.Decode(&m); errors.Is(err, io.EOF) {
-			break
+			return nil
 		} else if err != nil {
 			return err
 		}
 		for _, file := range []string{m.Info, m.GoMod, m.Zip, m.Zip + "hash"} {
-			name, err := filepath.Rel(strings.TrimSpace(string(cache)), file)
+			name, err := filepath.Rel(cache, file)
 			if err != nil {
 				return err
 			}
@@ -130,7 +129,6 @@ func modules(ctx context.Context, a *archive, e *engine, dir string) error {
 			}
 		}
 	}
-	return nil
 }
 
 // buildCache adds those entries of Go's build cache that lead to the outputs, so that an image's build need not compile once more what this machine

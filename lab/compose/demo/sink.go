@@ -60,7 +60,7 @@ func line(d sink.Delivery) string {
 		return fmt.Sprintf("%s refused, try %d: %v", at, d.Attempt, d.Err)
 	}
 	e := d.Event
-	return fmt.Sprintf("%s %-22s %-13s signature ok, try %d  %s %s%s", at, e.Type, about(e), d.Attempt, e.Source, e.Sequence, detail(e))
+	return fmt.Sprintf("%s %-22s %-13s signature ok, try %d  %s #%d%s", at, e.Type, about(e), d.Attempt, e.Source, e.Sequence.N, detail(e))
 }
 
 func about(e *events.Event) string {
