@@ -160,7 +160,8 @@ type container struct {
 func (s *stack) container(ctx context.Context, t *testing.T, service string) container {
 	t.Helper()
 	var c container
-	s.inspect(ctx, t, s.run(ctx, t, "ps", "-a", "-q", service), &c)
+	id := s.docker(ctx, t, "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project=wgherald", "--filter", "label=com.docker.compose.service="+service)
+	s.inspect(ctx, t, id, &c)
 	return c
 }
 
