@@ -41,6 +41,7 @@ const usage = `Usage:
   notifier dead COMMAND        list, show, replay or discard what could not be delivered (notifier dead -h)
   notifier log [flags]         print the last attempts to deliver, and follow them (notifier log -h)
   notifier prune [-yes]        list the consumers of hooks that are no longer configured, and delete them
+  notifier health              ask the running notifier how it is; exits with 0 when it is well, and with 1 when not
   notifier -version
 
 `
@@ -65,6 +66,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return log(ctx, args[1:], stdout, stderr)
 		case "prune":
 			return prune(ctx, args[1:], stdout, stderr)
+		case "health":
+			return health(args[1:], stdout, stderr)
 		}
 	}
 	flags := flag.NewFlagSet("notifier", flag.ContinueOnError)

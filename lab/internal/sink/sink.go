@@ -69,12 +69,20 @@ type Sink struct {
 // maxBody is far above what an event may have.
 const maxBody = 1 << 20
 
-// Start serves on l until Close, with a new secret.
-func Start(l net.Listener) (*Sink, error) {
+// NewSecret is a random signing secret, as Standard Webhooks writes it ("whsec_…").
+func NewSecret() string {
 	key := make([]byte, 32)
 	rand.Read(key) // never fails
+	return "whsec_" + base64.StdEncoding.EncodeToString(key)
+}
+
+// Start serves on l until Close, with a new secret.
+func Start(l net.Listener) (*Sink, error) { return StartWith(l, NewSecret()) }
+
+// StartWith serves on l until Close, with a secret as NewSecret makes them.
+func StartWith(l net.Listener, secret string) (*Sink, error) {
 	s := &Sink{
-		secret:   "whsec_" + base64.StdEncoding.EncodeToString(key),
+		secret:   secret,
 		stop:     make(chan struct{}),
 		served:   make(chan error, 1),
 		attempts: map[string]int{},
@@ -92,7 +100,7 @@ func Start(l net.Listener) (*Sink, error) {
 	return s, nil
 }
 
-// Secret is the signing secret, as Standard Webhooks writes it ("whsec_…").
+// Secret is the signing secret.
 func (s *Sink) Secret() string { return s.secret }
 
 // Close cuts all requests off and stops.

@@ -98,6 +98,12 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		}
 		tasks = append(tasks, func(ctx context.Context) error { return metrics.Serve(ctx, l) })
 	}
+	condition := &health{connected: nc.IsConnected}
+	if l, err := listenHealth(cfg.State); err != nil {
+		log.Info("notifier health cannot be asked: it needs a socket in the state directory (NOTIFIER_STATE)", "error", err)
+	} else {
+		tasks = append(tasks, func(ctx context.Context) error { return condition.serve(ctx, l) })
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	tasks = append(tasks, func(ctx context.Context) error {
 		served.begin(ctx, g, initial)
@@ -110,6 +116,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 			return err
 		}
 		if ready(ctx, initial) {
+			condition.ready.Store(true)
 			log.Info("notifier is ready", "version", version, "hooks", len(initial), "broker", nc.ConnectedAddr())
 			configured := HookNames(cfg)
 			leftovers(ctx, js, func(hook string) bool { return !slices.Contains(configured, hook) }, log)
