@@ -30,8 +30,8 @@ const (
 	// initReady is what it says then.
 	initReady = "processes are our own"
 
-	// podmanNproc is the most processes that podman lets a container have, and maxFiles the most open files: it asks for no more for itself (RLimitDefaultValue, and
-	// the kernel's limit of process ids).
+	// podmanNproc and maxFiles bound what a container is granted, where the machine grants more: podman asks for no more processes for itself, and for no more
+	// files by default.
 	podmanNproc = 32768
 	maxFiles    = 1 << 20
 
