@@ -112,6 +112,9 @@ func TestPlay(t *testing.T) {
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
+	if _, err := exec.LookPath("podman"); err != nil {
+		testreq.Skip(t, testreq.Kube, err.Error())
+	}
 	if err := netns.Available(); err != nil {
 		testreq.Skip(t, testreq.Kube, err.Error())
 	}

@@ -69,9 +69,6 @@ type podman struct {
 // newPodman skips the test where podman cannot run a container.
 func newPodman(t *testing.T, l *lab.Lab) *podman {
 	t.Helper()
-	if _, err := exec.LookPath("podman"); err != nil {
-		testreq.Skip(t, testreq.Kube, err.Error())
-	}
 	dir, err := os.MkdirTemp("", "wgherald-kube-*")
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +137,7 @@ func removeEmpty(dir string) {
 	_ = unix.Rmdir(dir) // busy when somebody else's containers are in it
 }
 
-// chooseRuntime takes the first runtime that runs a container here.
+// chooseRuntime takes the first runtime that runs a container here, in a pod on podman's bridge.
 func (p *podman) chooseRuntime() {
 	p.t.Helper()
 	var failures []error
@@ -150,13 +147,14 @@ func (p *podman) chooseRuntime() {
 			continue
 		}
 		p.configure(runtime)
-		_, err := p.run("run", "--rm", "--network=none", "--read-only", natsImage, "--version")
-		if err == nil {
+		_, err := p.run("run", "--rm", "--pod=new:try", natsImage, "--version")
+		_, rmErr := p.run("pod", "rm", "--force", "--ignore", "try")
+		if err = errors.Join(err, rmErr); err == nil {
 			return
 		}
 		failures = append(failures, err)
 	}
-	testreq.Skip(p.t, testreq.Kube, "podman runs no container here: "+errors.Join(failures...).Error())
+	testreq.Skip(p.t, testreq.Kube, "podman runs no pod here: "+errors.Join(failures...).Error())
 }
 
 // configure writes podman's configuration. Limits are named because podman asks for its own defaults otherwise, which a machine may not grant even to root.
