@@ -20,6 +20,7 @@ const (
 	E2E     = "e2e"     // root, network namespaces, TUN and packet sockets
 	VM      = "vm"      // qemu and a kernel with WireGuard
 	Compose = "compose" // a container engine
+	Kube    = "kube"    // podman
 )
 
 // Skip skips t for reason, or fails it when kind is required.
@@ -40,7 +41,7 @@ func parse(value string) ([]string, error) {
 	if value == "" {
 		return nil, nil
 	}
-	known := []string{E2E, VM, Compose}
+	known := []string{E2E, VM, Compose, Kube}
 	words := strings.Split(value, ",")
 	for _, w := range words {
 		if !slices.Contains(known, w) {

@@ -16,10 +16,10 @@ func TestParse(t *testing.T) {
 	}{
 		"nothing required": {"", nil, ""},
 		"one":              {"e2e", []string{E2E}, ""},
-		"all":              {"e2e,vm,compose", []string{E2E, VM, Compose}, ""},
-		"misspelt":         {"e2e,vn", nil, `WGHERALD_REQUIRE: unknown word "vn", it takes a comma-separated choice of e2e, vm, compose`},
-		"space":            {"e2e, vm", nil, `WGHERALD_REQUIRE: unknown word " vm", it takes a comma-separated choice of e2e, vm, compose`},
-		"empty word":       {"e2e,", nil, `WGHERALD_REQUIRE: unknown word "", it takes a comma-separated choice of e2e, vm, compose`},
+		"all":              {"e2e,vm,compose,kube", []string{E2E, VM, Compose, Kube}, ""},
+		"misspelt":         {"e2e,vn", nil, `WGHERALD_REQUIRE: unknown word "vn", it takes a comma-separated choice of e2e, vm, compose, kube`},
+		"space":            {"e2e, vm", nil, `WGHERALD_REQUIRE: unknown word " vm", it takes a comma-separated choice of e2e, vm, compose, kube`},
+		"empty word":       {"e2e,", nil, `WGHERALD_REQUIRE: unknown word "", it takes a comma-separated choice of e2e, vm, compose, kube`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
