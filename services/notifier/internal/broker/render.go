@@ -50,7 +50,7 @@ func (p ProbeUser) Account() string {
 	if p.Name == "" {
 		return "PROBE"
 	}
-	return "PROBE-" + subjectToken(p.Name)
+	return "PROBE-" + events.EscapeNode(p.Name)
 }
 
 //go:embed nats.conf.tmpl
@@ -152,13 +152,7 @@ func kvScope(node string) string {
 	if node == "" {
 		return stateSubjects + ">"
 	}
-	return stateSubjects + subjectToken(node) + ".>"
-}
-
-// subjectToken is how a node's name stands in the keys of its peers' states.
-func subjectToken(name string) string {
-	token, _, _ := strings.Cut(events.StateKey(name, "i", events.Key{}), ".")
-	return token
+	return stateSubjects + events.EscapeNode(node) + ".>"
 }
 
 // quote makes s a string of the configuration language, which knows the two escapes below and reads nothing else in quotes.
