@@ -67,7 +67,7 @@ func provisioner(ctx context.Context, o ProvisionOptions, key, role string, log 
 	if err := connected(ctx, nc); err != nil {
 		defer nc.Close()
 		if why := broker.WhyDown(nc); why != nil {
-			err = fmt.Errorf("%w: %w", err, why)
+			err = fmt.Errorf("%w: login as %s: %w", err, role, why)
 		}
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package app
 import (
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -308,4 +310,55 @@ func TestKeysConfigureABroker(t *testing.T) {
 	equal(t, "port", 4222, opts.Port)
 	equal(t, "store", "/data", opts.StoreDir)
 	equal(t, "users", len(broker.Identities()), len(opts.Nkeys))
+}
+
+func TestProvisionErrors(t *testing.T) {
+	t.Parallel()
+	keys := func(store string) string {
+		dir := filepath.Join(t.TempDir(), "keys")
+		if err := Keys(KeysOptions{Dir: dir, Listen: "127.0.0.1:0", Store: store, NotifierUID: -1}); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(dir, "provision")
+	}
+	known, strange := keys(t.TempDir()), keys("/data")
+	opts, err := server.ProcessConfigFile(filepath.Join(known, "..", "broker", "nats.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := newExternal(t, opts).start().ClientURL()
+	plain := newExternal(t, &server.Options{Port: server.RANDOM_PORT}).start().ClientURL()
+	accounts := newExternal(t, &server.Options{
+		Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoAuthUser: "u",
+		Accounts: []*server.Account{server.NewAccount("A")}, Users: []*server.User{{Username: "u", Password: "p"}},
+	})
+	accounts.opts.Users[0].Account = accounts.opts.Accounts[0]
+	withoutAccount := accounts.start().ClientURL()
+
+	for name, tt := range map[string]struct {
+		o    ProvisionOptions
+		want []string
+	}{
+		"nobody there":                {ProvisionOptions{URL: fmt.Sprintf("nats://127.0.0.1:%d", freePort(t))}, []string{"the broker was not ready within 2s"}},
+		"a key that is not known":     {ProvisionOptions{URL: good, WGKey: strange + "/wg-provisioner.nk"}, []string{"wg-provisioner", "the broker does not know this login", "notifier keys"}},
+		"no key":                      {ProvisionOptions{URL: good}, []string{"the broker does not know this login", "another key file"}},
+		"the key of another account":  {ProvisionOptions{URL: good, WGKey: known + "/hooks-provisioner.nk"}, []string{"WG_EVENTS in account WG", "no answer", "this identity may lack the permission"}},
+		"no JetStream":                {ProvisionOptions{URL: plain}, []string{"WG_EVENTS in account WG", "JetStream is off: switch it on"}},
+		"no JetStream in the account": {ProvisionOptions{URL: withoutAccount}, []string{"WG_EVENTS in account WG", "switch JetStream on", "for this account"}},
+		"an old broker":               {ProvisionOptions{URL: oldBroker(t)}, []string{"the broker is nats-server 2.9.10: 2.11 or newer is needed: upgrade it"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tt.o.Wait = 2 * time.Second
+			_, err := Provision(t.Context(), tt.o, slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, part := range tt.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q does not say %q", err, part)
+				}
+			}
+		})
+	}
 }

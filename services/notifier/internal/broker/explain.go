@@ -18,7 +18,7 @@ func explainConnect(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
-		advice = "the broker does not know this login: give it the nats.conf of `notifier keys` and have it read that again, or name the right key file in NATS_NKEY_FILE"
+		advice = "the broker does not know this login: give it the nats.conf of `notifier keys` and have it read that again, or log in with another key file"
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		advice = "the broker has no TLS: switch it on there (`notifier keys -tls-cert … -tls-key …`), or take tls:// and the NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE out here"
 	default:

@@ -268,7 +268,7 @@ func explain(err error) error {
 	case isAPI && api.ErrorCode == errStorageExceeded:
 		return fmt.Errorf("%w: the streams reserve 2.4 GiB: make room on the broker's disk", err)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		return fmt.Errorf("%w: switch JetStream on in the broker's configuration, for the server and for this account (`notifier keys` writes one)", err)
+		return fmt.Errorf("%w: switch JetStream on for this account in the broker's configuration (`notifier keys` writes one)", err)
 	case errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("%w: JetStream is off: switch it on in the broker's configuration (`notifier keys` writes one)", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
@@ -286,7 +286,7 @@ func CheckVersion(version string) error {
 		return errors.New("not connected to a broker")
 	}
 	if olderThan(version, 2, 11) {
-		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed", version)
+		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed: upgrade it", version)
 	}
 	return nil
 }
