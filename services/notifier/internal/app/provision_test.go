@@ -1,10 +1,13 @@
 package app
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
+	"github.com/wgherald/wgherald/services/notifier/internal/config"
 )
 
 // state is everything about a file that Keys may change. A file that is written anew has another inode or time.
@@ -360,5 +364,59 @@ func TestProvisionErrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A probe's key may publish an event of any node, for subjects do not name nodes. That it is not believed is what the keyring of `notifier keys` is for.
+func TestAnEventOfAnotherNodeIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "keys")
+	if err := Keys(KeysOptions{
+		Dir: dir, Listen: "127.0.0.1:0", Store: t.TempDir(), NotifierUID: -1,
+		Probes: []NamedNode{{"one", "vpn-1"}, {"two", "vpn-2"}}, Notifiers: []string{"a"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(filepath.Join(dir, "broker", "nats.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := newExternal(t, opts).start().ClientURL()
+	o := ProvisionOptions{URL: url, WGKey: dir + "/provision/wg-provisioner.nk", HooksKey: dir + "/provision/hooks-provisioner.nk", Wait: patience}
+	if _, err := Provision(t.Context(), o, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	sink := newSink(t)
+	cfg := configure(t, sink.hook(t, "default"))
+	cfg.NATS.URL, cfg.NATS.NkeyFile = config.NewSecret(url), dir+"/notifier-a/notifier.nk"
+	cfg.Keyring, cfg.Metrics = dir+"/notifier-a/keyring", fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	run(t, cfg).ready()
+
+	one, two := newProbe(t, url, dir+"/probe-one/probe.nk"), newProbe(t, url, dir+"/probe-two/probe.nk")
+	_, forged := two.connected("alice") // of vpn-1
+	two.publish(events.PeerConnected, forged, events.Sign(forged, two.key))
+	one.n = two.n
+	equal(t, "delivered", []string{one.tell("bob")}, sink.got(t, 1))
+	equal(t, "dead letters", []letter{{"unverified", "wg.peer.connected", string(forged)}}, letters(t, login(t, url, dir+"/operator", broker.Operator), 1))
+	resp, err := http.Get("http://" + cfg.Metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	metrics, err := io.ReadAll(resp.Body)
+	if want := `wgherald_notifier_dead_letters_total{class="unverified",hook="default"} 1`; err != nil || !strings.Contains(string(metrics), want) {
+		t.Errorf("%v, no %s in:\n%s", err, want, metrics)
+	}
+	// So it is with another service that verifies.
+	text, err := os.ReadFile(filepath.Join(dir, "reader", "keyring"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, err := events.ParseKeyring(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := events.Verify(forged, events.Sign(forged, two.key), ring); !errors.Is(err, events.ErrUnverified) {
+		t.Errorf("a reader has the error %v", err)
 	}
 }
