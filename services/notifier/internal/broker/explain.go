@@ -53,7 +53,7 @@ func explainTLS(err error) string {
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "tls: certificate required"):
-		return "the broker wants a client certificate: set NATS_CERT_FILE and NATS_KEY_FILE"
+		return "the broker wants a client certificate of a CA that it trusts: set NATS_CERT_FILE and NATS_KEY_FILE to one"
 	case strings.Contains(text, "tls: expired certificate"):
 		return "the broker finds the client certificate (NATS_CERT_FILE) expired: renew it"
 	case strings.Contains(text, "tls: unknown certificate authority"), strings.Contains(text, "tls: bad certificate"):

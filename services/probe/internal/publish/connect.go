@@ -39,7 +39,7 @@ func Connect(c config.NATS, node string, log *slog.Logger) (*nats.Conn, <-chan s
 	away := func(err error) { // once for each cause: attempts come every second
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil && !errors.Is(err, nats.ErrNoServers) && err.Error() != last { // ErrNoServers hides the cause, which comes next
+		if err = explainConnect(err); err != nil && !errors.Is(err, nats.ErrNoServers) && err.Error() != last { // ErrNoServers hides the cause, which comes next
 			last = err.Error()
 			log.Warn("not reached, trying on; events are kept", "error", err)
 		}
