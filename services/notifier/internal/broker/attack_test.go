@@ -36,34 +36,9 @@ func (e external) IdentityFile(name string) string { return IdentityFile(e.dir, 
 // startExternal runs it with its streams for the length of the test, after change had its way with the configuration.
 func startExternal(t testing.TB, change func(conf string) string) external {
 	t.Helper()
-	dir := t.TempDir()
-	chmod(t, dir)
-	keys, err := EnsureIdentities(dir, append(Identities(), probe1, probe2)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := ServerConfig{
-		Listen: "127.0.0.1:0", StoreDir: filepath.Join(dir, "jetstream"),
-		WGProvisioner: keys[WGProvisioner], HooksProvisioner: keys[HooksProvisioner], ReadersProvisioner: keys[ReadersProvisioner],
-		Probes:    []ProbeUser{{Name: "1", Node: "vpn-1", Key: keys[probe1]}, {Name: "2", Node: "vpn-2", Key: keys[probe2]}},
-		Notifiers: []string{keys[Notifier]}, Operators: []string{keys[Operator]}, Readers: []string{keys[Reader]},
-	}.Render()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conf := string(text)
-	if change != nil {
-		conf = change(conf)
-	}
-	file := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	opts, err := server.ProcessConfigFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opts.NoSigs, opts.NoLog = true, true
+	e := external{dir: t.TempDir()}
+	chmod(t, e.dir)
+	opts := e.configure(t, change, probe1, probe2)
 	s, err := server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -76,12 +51,48 @@ func startExternal(t testing.TB, change func(conf string) string) external {
 		s.Shutdown()
 		s.WaitForShutdown()
 	})
-	e := external{s, dir}
+	e.Server = s
 	p := Provisioners{login(t, e, WGProvisioner).Conn, login(t, e, HooksProvisioner).Conn, login(t, e, ReadersProvisioner).Conn}
 	if _, err := Provision(t.Context(), p, false, discard); err != nil {
 		t.Fatal(err)
 	}
 	return e
+}
+
+// configure writes a configuration with these probes and returns it as the server reads it.
+func (e external) configure(t testing.TB, change func(conf string) string, probes ...string) *server.Options {
+	t.Helper()
+	keys, err := EnsureIdentities(e.dir, append(Identities(), probes...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := ServerConfig{
+		Listen: "127.0.0.1:0", StoreDir: filepath.Join(e.dir, "jetstream"),
+		WGProvisioner: keys[WGProvisioner], HooksProvisioner: keys[HooksProvisioner], ReadersProvisioner: keys[ReadersProvisioner],
+		Notifiers: []string{keys[Notifier]}, Operators: []string{keys[Operator]}, Readers: []string{keys[Reader]},
+	}
+	for _, p := range probes {
+		name := strings.TrimPrefix(p, Probe+"-")
+		c.Probes = append(c.Probes, ProbeUser{Name: name, Node: "vpn-" + name, Key: keys[p]})
+	}
+	text, err := c.Render()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := string(text)
+	if change != nil {
+		conf = change(conf)
+	}
+	file := filepath.Join(e.dir, "nats.conf")
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(file)
+	if err != nil {
+		t.Fatalf("%v in:\n%s", err, conf)
+	}
+	opts.NoSigs, opts.NoLog = true, true
+	return opts
 }
 
 // holdings are the streams of each account, with the identity that may ask about them.
@@ -387,6 +398,55 @@ func TestPublishLeavesNothingBehind(t *testing.T) {
 	}
 	if n := wg.NumPendingAllResponses(); n != 0 {
 		t.Errorf("%d answers are kept", n)
+	}
+}
+
+// A probe that is added or removed while everything goes on. A server that reads its configuration again (2.15) does not start the imports of an account that is new
+// to it; it does when it reads it once more.
+func TestProbesComeAndGoWithoutARestart(t *testing.T) {
+	t.Parallel()
+	e := startExternal(t, nil)
+	one, two, reader, notifier := login(t, e, probe1), login(t, e, probe2), login(t, e, Reader), login(t, e, Notifier)
+	reload := func(probes ...string) {
+		t.Helper()
+		for range 2 {
+			if err := e.ReloadOptions(e.configure(t, nil, probes...)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	live, err := reader.SubscribeSync("wg.peer.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const probe3 = Probe + "-3"
+	reload(probe1, probe2, probe3)
+	three := login(t, e, probe3)
+	for _, c := range []client{one, two, three} {
+		publish(t, c, "wg.peer.connected", c.identity)
+		if msg, err := live.NextMsg(5 * time.Second); err != nil || string(msg.Data) != c.identity {
+			t.Errorf("a reader hears %v of %s, %v", msg, c.identity, err)
+		}
+	}
+	publish(t, three, "$KV.WG_PEERS.vpn-3.wg0.peer", "{}")
+	waitFor(t, func() bool { return streamMessages(t, notifier, events.StreamEvents) == 3 })
+
+	reload(probe1, probe3)
+	waitFor(t, func() bool { return !two.IsConnected() })
+	for _, c := range []client{one, three} {
+		publish(t, c, "wg.peer.connected", c.identity)
+	}
+	waitFor(t, func() bool { return streamMessages(t, notifier, events.StreamEvents) == 5 })
+	opt, err := nats.NkeyOptionFromSeed(e.IdentityFile(probe2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nc, err := nats.Connect(e.URL(), opt); !errors.Is(err, nats.ErrAuthorization) {
+		nc.Close()
+		t.Errorf("a removed probe logs in: %v", err)
+	}
+	if one.Stats().Reconnects+three.Stats().Reconnects+notifier.Stats().Reconnects+reader.Stats().Reconnects != 0 {
+		t.Error("the others lost their connections")
 	}
 }
 

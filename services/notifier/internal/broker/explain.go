@@ -58,6 +58,8 @@ func explainTLS(err error) string {
 		return "the broker finds the client certificate (NATS_CERT_FILE) expired: renew it"
 	case strings.Contains(text, "tls: unknown certificate authority"), strings.Contains(text, "tls: bad certificate"):
 		return "the broker does not accept the client certificate (NATS_CERT_FILE): it must be issued, for clients, by the CA that the broker trusts"
+	case errors.Is(err, nats.ErrTLS): // TLS 1.3: its alert may be lost with the connection, and which it was is in the broker's log
+		return "the broker ended the connection after the handshake: it wants a client certificate (NATS_CERT_FILE, NATS_KEY_FILE) that is of a CA that it trusts and has not expired"
 	}
 	return ""
 }
