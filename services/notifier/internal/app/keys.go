@@ -45,7 +45,7 @@ const (
 type settings struct {
 	Listen  string           `json:"listen"`
 	Store   string           `json:"store"`
-	TLS     broker.ServerTLS `json:"tls"`
+	TLS     broker.ServerTLS `json:"tls,omitzero"`
 	Members []member         `json:"members"`
 }
 
