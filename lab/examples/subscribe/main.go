@@ -134,7 +134,7 @@ func present(ctx context.Context, nc *nats.Conn, r *reader, out, problems io.Wri
 	if err != nil {
 		return err
 	}
-	defer states.Stop()
+	defer func() { _ = states.Stop() }() // the connection may be gone, and the watch with it
 	for {
 		select {
 		case <-ctx.Done():

@@ -215,11 +215,10 @@ func (s streamSpec) ensure(ctx context.Context, js jetstream.JetStream, version 
 			// Only at birth: the server refuses to change it, older ones do not have it, and a replicated stream may not.
 			cfg.PersistMode = jetstream.AsyncPersistMode
 		}
-		if !dryRun {
-			_, err = js.CreateStream(ctx, cfg)
-		} else {
-			err = nil
+		if dryRun {
+			return Change{Stream: s.name, Action: Created}, nil
 		}
+		_, err = js.CreateStream(ctx, cfg)
 		return Change{Stream: s.name, Action: Created}, explain(err)
 	}
 	if err != nil {
