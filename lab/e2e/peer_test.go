@@ -69,7 +69,7 @@ func TestConnect(t *testing.T) {
 	}
 
 	// Whoever comes late finds the state, with the place of the event in it.
-	bucket, err := s.jetStream("notifier").KeyValue(s.ctx, events.StateBucket)
+	bucket, err := s.jetStream("reader").KeyValue(s.ctx, events.StateBucket)
 	s.must(err)
 	s.eventually(func() error {
 		entry, err := bucket.Get(s.ctx, got.PartitionKey)
@@ -163,7 +163,7 @@ func TestRemove(t *testing.T) {
 	gone := s.expect(events.PeerRemoved, alice.PublicKey().String(), func() error { return s.Remove(alice) })
 
 	// The mark of the deletion is for those who come late, too.
-	js := s.jetStream("notifier")
+	js := s.jetStream("reader")
 	state, err := js.Stream(s.ctx, events.StreamState)
 	s.must(err)
 	s.eventually(func() error {

@@ -116,7 +116,7 @@ func TestNoSecretIsTold(t *testing.T) {
 	for name, stream := range map[string]string{"dead letter": "WG_DEAD", "state": events.StreamState} {
 		identity := "operator"
 		if name == "state" {
-			identity = "notifier"
+			identity = "reader"
 		}
 		found, err := s.jetStream(identity).Stream(s.ctx, stream)
 		s.must(err)

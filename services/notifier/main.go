@@ -165,53 +165,6 @@ func check(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func keys(args []string, stdout, stderr io.Writer) int {
-	var o app.KeysOptions
-	flags := flag.NewFlagSet("notifier keys", flag.ContinueOnError)
-	flags.StringVar(&o.Dir, "dir", "/keys", "directory that gets broker/, probe/, notifier/, provision/, operator/ and reader/, one for each reader")
-	flags.StringVar(&o.Node, "node", "*", "node whose events the probe's key signs; * is any")
-	flags.StringVar(&o.Listen, "listen", "0.0.0.0:4222", "where the broker listens")
-	flags.StringVar(&o.Store, "store", "/data", "the broker's directory for JetStream")
-	flags.IntVar(&o.NotifierUID, "notifier-uid", -1, "user and group that get notifier/ and provision/; -1 leaves them")
-	if code, ok := parse(flags, args, stdout, stderr); !ok {
-		return code
-	}
-	if err := app.Keys(o); err != nil {
-		return fail(stderr, err)
-	}
-	fmt.Fprintf(stdout, "keys and broker configuration are in %s\n", o.Dir)
-	return 0
-}
-
-func provision(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	var o app.ProvisionOptions
-	flags := flag.NewFlagSet("notifier provision", flag.ContinueOnError)
-	flags.StringVar(&o.URL, "url", "", "broker; NATS_URL when not given")
-	flags.StringVar(&o.WGKey, "wg-key", "", "nkey seed file of the provisioner in the probes' account; none for a broker without authentication")
-	flags.StringVar(&o.HooksKey, "hooks-key", "", "nkey seed file of the provisioner in the notifiers' account; none for a broker with one account")
-	flags.DurationVar(&o.Wait, "wait", 30*time.Second, "how long the broker may take to come up and to answer")
-	if code, ok := parse(flags, args, stdout, stderr); !ok {
-		return code
-	}
-	if o.URL == "" {
-		o.URL = strings.TrimSpace(os.Getenv("NATS_URL")) // no default of the flag: help would print a password in it
-	}
-	o.CAFile, o.CertFile, o.KeyFile = os.Getenv("NATS_CA_FILE"), os.Getenv("NATS_CERT_FILE"), os.Getenv("NATS_KEY_FILE")
-	if o.URL == "" {
-		fmt.Fprintln(stderr, "notifier provision: -url and NATS_URL are empty; the embedded broker provisions itself")
-		return 2
-	}
-	changes, err := app.Provision(ctx, o, slog.New(slog.NewTextHandler(stderr, nil)))
-	for _, c := range changes {
-		fmt.Fprintf(stdout, "%s: stream %s %s\n", c.Account, c.Stream, c.Action)
-	}
-	if err != nil {
-		return fail(stderr, err)
-	}
-	fmt.Fprintf(stdout, "%d changes\n", len(changes))
-	return 0
-}
-
 // parse reads flags and refuses what is left over. Where it returns false, the exit code is decided.
 func parse(flags *flag.FlagSet, args []string, stdout, stderr io.Writer) (code int, ok bool) {
 	rest, code, ok := parseMixed(flags, args, stdout, stderr)

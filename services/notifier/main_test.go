@@ -259,6 +259,21 @@ func TestKeysCommand(t *testing.T) {
 	}
 	contains(t, "nats.conf", string(conf), `listen: "0.0.0.0:4222"`, `store_dir: "/data"`, `"$KV.WG_PEERS.vpn-1.>"`)
 
+	code, stdout, stderr = call("keys", "-dir", dir, "-probe", "berlin", "-probe", "b=vpn-2.example", "-notifier", "spare", "-tls-cert", "/tls/c", "-tls-key", "/tls/k")
+	if code != 0 || stderr != "" {
+		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+	contains(t, "stdout", stdout, "probe-berlin: new key in "+dir+"/probe-berlin/probe.nk\n", "notifier-spare: new key in ")
+	if conf, err = os.ReadFile(filepath.Join(dir, "broker", "nats.conf")); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, "nats.conf", string(conf), `"$KV.WG_PEERS.vpn-1.>"`, `"$KV.WG_PEERS.berlin.>"`, `"$KV.WG_PEERS.vpn-2=2Eexample.>"`, `cert_file: "/tls/c"`)
+	code, stdout, _ = call("keys", "-dir", dir, "-remove", "probe-b")
+	if code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stdout", stdout, "probe-b: removed\n")
+
 	code, _, stderr = call("keys", "-dir", dir, "-node", "two words")
 	if code != 1 {
 		t.Errorf("exit code %d", code)
@@ -287,6 +302,11 @@ func TestProvisionCommand(t *testing.T) {
 	contains(t, "stderr", stderr, "notifier provision: -url and NATS_URL are empty")
 
 	t.Setenv("NATS_URL", fmt.Sprintf("nats://u:%s@%s", hidden, s.Addr()))
+	code, stdout, _ = call("provision", "-dry-run")
+	if code != 0 {
+		t.Errorf("dry run: exit code %d", code)
+	}
+	contains(t, "stdout", stdout, "WG: stream WG_EVENTS created\n", "5 changes to be made; nothing was changed\n")
 	code, stdout, stderr = call("provision")
 	if code != 0 {
 		t.Errorf("exit code %d", code)
@@ -296,6 +316,11 @@ func TestProvisionCommand(t *testing.T) {
 	if code, stdout, _ = call("provision"); code != 0 || stdout != "0 changes\n" {
 		t.Errorf("the second time: exit code %d, stdout %q", code, stdout)
 	}
+	code, stdout, _ = call("provision", "-dry-run")
+	if code != 0 {
+		t.Errorf("dry run: exit code %d", code)
+	}
+	contains(t, "stdout", stdout, "WG: stream WG_EVENTS unchanged\n", "0 changes to be made; nothing was changed\n")
 
 	missing := filepath.Join(t.TempDir(), "none.nk")
 	code, _, stderr = call("provision", "-wg-key", missing)

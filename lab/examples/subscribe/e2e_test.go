@@ -99,6 +99,30 @@ func TestRealPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	out.wait(t, ctx, "lab/wg0  wg.peer.connected     "+c.Name+" from "+c.Outside().String())
+	// Who comes late reads from the bucket who is there. The probe writes it soon after the event.
+	for {
+		var late page
+		asked, enough := context.WithCancel(ctx)
+		go func() {
+			defer enough()
+			var none page
+			if err := run(asked, args, &late, &none); err != nil {
+				t.Error(err)
+			}
+		}()
+		short, cancel := context.WithTimeout(asked, 2*time.Second)
+		_, err := late.Wait(short, func(line string) bool {
+			return strings.Contains(line, "lab/wg0  is connected          "+c.Name+" at "+c.Outside().String())
+		})
+		cancel()
+		enough()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("a latecomer reads %q: %v", late.All(), err)
+		}
+	}
 	if err := l.DeleteHub(); err != nil {
 		t.Fatal(err)
 	}

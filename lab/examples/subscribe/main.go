@@ -2,12 +2,13 @@
 //
 //	go run ./lab/examples/subscribe -url nats://127.0.0.1:4222 -nkey reader.nk -keyring keyring
 //
-// It prints a line for each event. On the way it does what every subscriber should:
+// It prints a line for each peer that is connected, and from then on one for each event. On the way it does what every subscriber should:
 //
+//   - it subscribes before it reads the peers' state from the bucket (events.StateBucket), so that nothing is missed in between.
 //   - it verifies. Whoever may publish on wg.peer.* can claim anything; only the probe's signature tells whose event it is (events.Verify).
 //   - it deduplicates on the event's id, because delivery is at least once.
 //   - it notices holes in the numbering of each source. A subscription like this one sees what is published while it is connected, and only that:
-//     for what was missed there is the stream (events.StreamEvents), for a peer's present state the bucket (events.StateBucket).
+//     for what was missed there is the stream (events.StreamEvents), which a reader may follow with a durable consumer of its own.
 package main
 
 import (
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/wgherald/wgherald/pkg/events"
 )
@@ -82,33 +84,84 @@ func run(ctx context.Context, args []string, out, problems io.Writer) error {
 	}
 	defer nc.Close()
 
-	// Messages of one subscription come one after another: the reader needs no lock.
-	if _, err := nc.Subscribe("wg.peer.*", func(m *nats.Msg) {
-		e, err := r.read(m.Subject, m.Data, m.Header.Get(events.HeaderSignature))
-		if err != nil {
-			fmt.Fprintln(problems, "ignored:", err)
-			return
-		}
-		if e == nil {
-			return // a repetition
-		}
-		if missing := r.holes.note(e.Source, e.Sequence); missing > 0 {
-			fmt.Fprintf(problems, "%d events of %s were missed\n", missing, e.Source)
-		}
-		fmt.Fprintln(out, line(e))
-	}); err != nil {
+	live := make(chan *nats.Msg, 1024)
+	if _, err := nc.ChanSubscribe("wg.peer.*", live); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	if err := nc.FlushTimeout(5 * time.Second); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	fmt.Fprintln(problems, "subscribed to wg.peer.* at", nc.ConnectedUrlRedacted())
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-failed:
+	if err := present(ctx, nc, r, out, problems); err != nil {
+		fmt.Fprintln(problems, "the peers' present state is not known:", err)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case m := <-live:
+			e, err := r.read(m.Subject, m.Data, m.Header.Get(events.HeaderSignature))
+			if err != nil {
+				fmt.Fprintln(problems, "ignored:", err)
+				continue
+			}
+			if e == nil {
+				continue // a repetition
+			}
+			if missing := r.holes.note(e.Source, e.Sequence); missing > 0 {
+				fmt.Fprintf(problems, "%d events of %s were missed\n", missing, e.Source)
+			}
+			fmt.Fprintln(out, line(e))
+		}
+	}
+}
+
+// present prints who is connected. What made a peer's state so is remembered as read: it may come as an event, too.
+func present(ctx context.Context, nc *nats.Conn, r *reader, out, problems io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	js, err := jetstream.New(nc)
+	if err != nil {
 		return err
 	}
+	bucket, err := js.KeyValue(ctx, events.StateBucket)
+	if err != nil {
+		return err
+	}
+	states, err := bucket.WatchAll(ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = states.Stop() }() // the connection may be gone, and the watch with it
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case entry := <-states.Updates():
+			if entry == nil {
+				return nil // that was all there is
+			}
+			s, err := r.state(entry.Key(), entry.Value())
+			if err != nil {
+				fmt.Fprintln(problems, "ignored:", err)
+				continue
+			}
+			if s.Connected {
+				fmt.Fprintln(out, stateLine(s))
+			}
+		}
+	}
+}
+
+// stateLine is what a human wants to know of a connected peer.
+func stateLine(s *events.State) string {
+	who := s.Peer.Name
+	if who == "" {
+		who = s.Peer.PublicKey.String()
+	}
+	return fmt.Sprintf("%s  %s/%s  %-20s  %s at %s", s.Session.StartedAt.Local().Format(time.DateTime+".000"), s.Node, s.Interface, "is connected", who, s.Peer.Endpoint)
 }
 
 // line is what a human wants to know of an event.

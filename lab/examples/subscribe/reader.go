@@ -42,6 +42,20 @@ func (r *reader) read(subject string, body []byte, signature string) (e *events.
 	return e, nil
 }
 
+// state returns the state that a key of the bucket holds. It is not signed: the broker lets a probe write the keys of its own node alone, so what it says must be
+// about the peer of its key.
+func (r *reader) state(key string, value []byte) (*events.State, error) {
+	s, err := events.DecodeState(value)
+	if err != nil {
+		return nil, err
+	}
+	if want := events.StateKey(s.Node, s.Interface, s.Peer.PublicKey); want != key {
+		return nil, fmt.Errorf("the state of %s was written to %s", want, key)
+	}
+	r.seen.before(s.EventID)
+	return s, nil
+}
+
 // recent remembers the last ids, as many as its ring has room for.
 type recent struct {
 	known map[string]bool

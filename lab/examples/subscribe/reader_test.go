@@ -85,6 +85,42 @@ func TestReadReturnsEachEventOnce(t *testing.T) {
 	}
 }
 
+func TestState(t *testing.T) {
+	t.Parallel()
+	e := connected(7)
+	alice := events.State{
+		Node: "vpn-1", Interface: "wg0", Peer: *e.Peer(), Connected: true, Session: &events.Session{StartedAt: at, LastHandshakeAt: at},
+		Sequence: e.Sequence, EventID: e.ID, EventType: e.Type, UpdatedAt: at,
+	}
+	value, err := alice.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newReader()
+	key := events.StateKey("vpn-1", "wg0", events.Key{1})
+	s, err := r.state(key, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := at.Local().Format("2006-01-02 15:04:05.000") + "  vpn-1/wg0  is connected          alice-laptop at 203.0.113.7:41641"
+	if diff := cmp.Diff(want, stateLine(s)); diff != "" {
+		t.Error(diff)
+	}
+	// The event that made it so is no news.
+	if e, err := r.read("wg.peer.connected", encode(t, e), ""); e != nil || err != nil {
+		t.Errorf("event %v, %v", e, err)
+	}
+	for name, tt := range map[string]struct{ key, value, want string }{
+		"of another node":   {events.StateKey("vpn-2", "wg0", events.Key{1}), string(value), "was written to vpn-2.wg0."},
+		"an ack of a probe": {key, `{"stream":"WG_EVENTS","seq":1}`, "state of"},
+		"no JSON":           {key, "true", "decode state"},
+	} {
+		if _, err := r.state(tt.key, []byte(tt.value)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error %v, want %q", name, err, tt.want)
+		}
+	}
+}
+
 func TestRecentForgetsTheOldest(t *testing.T) {
 	t.Parallel()
 	r := recent{known: map[string]bool{}, ring: make([]string, 2)}

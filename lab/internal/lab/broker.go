@@ -22,12 +22,13 @@ const brokerReady = "Server is ready"
 
 // identities are those that can log in, and the directory below keys/ that each one's seed is in when the broker is a process of its own.
 var identities = map[string]string{
-	"wg-provisioner":    "provision",
-	"hooks-provisioner": "provision",
-	"probe":             "probe",
-	"notifier":          "notifier",
-	"operator":          "notifier",
-	"reader":            "reader",
+	"wg-provisioner":      "provision",
+	"hooks-provisioner":   "provision",
+	"readers-provisioner": "provision",
+	"probe":               "probe",
+	"notifier":            "notifier",
+	"operator":            "operator",
+	"reader":              "reader",
 }
 
 func keysDir(identity string) string { return filepath.Join(netns.Dir, "keys", identities[identity]) }

@@ -652,6 +652,8 @@ func TestExternalBrokerWithKeys(t *testing.T) {
 		{Account: "HOOKS", Stream: broker.StreamRetry, Action: broker.Created},
 		{Account: "HOOKS", Stream: broker.StreamDead, Action: broker.Created},
 		{Account: "HOOKS", Stream: broker.StreamAttempt, Action: broker.Created},
+		{Account: "READERS", Stream: events.StreamEvents, Action: broker.Created},
+		{Account: "READERS", Stream: events.StreamState, Action: broker.Created},
 	})
 
 	sink := newSink(t)

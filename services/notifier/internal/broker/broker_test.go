@@ -37,19 +37,30 @@ func startBroker(t testing.TB) *Embedded {
 
 // client is a logged-in identity.
 type client struct {
+	identity string
 	*nats.Conn
 	js     jetstream.JetStream
 	denied chan error // what the broker refused, which reaches a client only asynchronously
 }
 
-func login(t testing.TB, e *Embedded, identity string) client {
+// site is a broker that runs: the embedded one, or one of broker.ServerConfig.
+type site interface {
+	URL() string
+	IdentityFile(name string) string
+}
+
+func login(t testing.TB, e site, identity string) client {
 	t.Helper()
+	role := identity
+	if strings.HasPrefix(identity, Probe+"-") {
+		role = Probe
+	}
 	denied := make(chan error, 64)
 	opt, err := nats.NkeyOptionFromSeed(e.IdentityFile(identity))
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(e.URL(), opt, nats.CustomInboxPrefix(InboxPrefix(identity)),
+	nc, err := nats.Connect(e.URL(), opt, nats.CustomInboxPrefix(InboxPrefix(role)),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				denied <- err
@@ -63,7 +74,7 @@ func login(t testing.TB, e *Embedded, identity string) client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return client{nc, js, denied}
+	return client{identity, nc, js, denied}
 }
 
 // wantDenied fails unless the broker refused something that names subject.
@@ -208,17 +219,64 @@ func TestWhatEachIdentityMayDo(t *testing.T) {
 		}
 		probe.wantAllowed(t)
 	})
-	t.Run("notifier reads peers' state from its mirror", func(t *testing.T) {
-		waitFor(t, func() bool { return streamMessages(t, notifier, events.StreamState) > 0 })
-		kv, err := notifier.js.KeyValue(t.Context(), events.StateBucket)
+	t.Run("reader reads peers' state from its mirror", func(t *testing.T) {
+		publish(t, probe, events.StateSubject(events.StateKey("vpn-1", "wg0", events.Key{2})), "online")
+		waitFor(t, func() bool { return streamMessages(t, reader, events.StreamState) > 1 })
+		kv, err := reader.js.KeyValue(t.Context(), events.StateBucket)
 		if err != nil {
 			t.Fatal(err)
 		}
-		key := events.StateKey("vpn-1.example", "wg0", events.Key{1})
-		if _, err := kv.Get(t.Context(), key); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		gone, there := events.StateKey("vpn-1.example", "wg0", events.Key{1}), events.StateKey("vpn-1", "wg0", events.Key{2})
+		if _, err := kv.Get(t.Context(), gone); !errors.Is(err, jetstream.ErrKeyNotFound) {
 			t.Errorf("get a deleted key: %v", err) // the marker itself has come, so the answer is the mirror's
 		}
-		notifier.wantAllowed(t)
+		if entry, err := kv.Get(t.Context(), there); err != nil || string(entry.Value()) != "online" {
+			t.Errorf("get a key: %v, %v", entry, err)
+		}
+		watcher, err := kv.WatchAll(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var keys []string
+		for entry := range watcher.Updates() {
+			if entry == nil {
+				break // all that there was
+			}
+			keys = append(keys, entry.Key()+" "+entry.Operation().String())
+		}
+		if diff := cmp.Diff([]string{gone + " KeyValueDeleteOp", there + " KeyValuePutOp"}, keys); diff != "" {
+			t.Errorf("keys (-want +have):\n%s", diff)
+		}
+		if err := watcher.Stop(); err != nil {
+			t.Error(err)
+		}
+		reader.wantAllowed(t)
+	})
+	t.Run("reader follows its mirror of the events with a durable consumer", func(t *testing.T) {
+		cons, err := reader.js.CreateOrUpdateConsumer(t.Context(), events.StreamEvents, jetstream.ConsumerConfig{
+			Durable: "inventory", AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: "wg.peer.*",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg, err := cons.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := msg.DoubleAck(t.Context()); err != nil || msg.Subject() != "wg.peer.connected" {
+			t.Errorf("%s, %v", msg.Subject(), err)
+		}
+		s, err := reader.js.Stream(t.Context(), events.StreamEvents)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.GetMsg(t.Context(), 1); err != nil {
+			t.Errorf("read the first event: %v", err)
+		}
+		if err := s.DeleteConsumer(t.Context(), "inventory"); err != nil {
+			t.Error(err)
+		}
+		reader.wantAllowed(t)
 	})
 	t.Run("notifier writes dead letters and attempts", func(t *testing.T) {
 		for subject, stream := range map[string]string{SubjectDead + "a": StreamDead, SubjectAttempt + "a": StreamAttempt} {
@@ -332,7 +390,7 @@ func TestWhatNoIdentityMayDo(t *testing.T) {
 			"JS.WG.API.CONSUMER.CREATE.KV_WG_PEERS.x", "JS.WG.ACK.WG_EVENTS.x", "$JS.FC.WG_EVENTS.x", "wgmirror.x",
 			"$JS.API.STREAM.CREATE.X", "$JS.API.STREAM.UPDATE.WG_EVENTS", "$JS.API.STREAM.DELETE.WG_EVENTS", "$JS.API.STREAM.PURGE.WG_EVENTS",
 			"$JS.API.STREAM.MSG.DELETE.WG_EVENTS", "$JS.API.STREAM.DELETE.WG_DEAD", "$JS.API.STREAM.MSG.DELETE.WG_DEAD",
-			"$JS.API.CONSUMER.CREATE.KV_WG_PEERS.x", "$JS.API.STREAM.SNAPSHOT.WG_EVENTS", "$JS.API.STREAM.RESTORE.WG_EVENTS",
+			"$JS.API.CONSUMER.CREATE.KV_WG_PEERS.x", "$JS.API.DIRECT.GET.KV_WG_PEERS", "$JS.API.DIRECT.GET.KV_WG_PEERS.x", "$JS.API.STREAM.SNAPSHOT.WG_EVENTS", "$JS.API.STREAM.RESTORE.WG_EVENTS",
 		},
 		Operator: {
 			"wg.peer.connected", "wg.interface.up", "wg.probe.started", "wg.dead.a", "wg.attempt.a", "$KV.WG_PEERS.a.b.c",
@@ -346,19 +404,23 @@ func TestWhatNoIdentityMayDo(t *testing.T) {
 			"JS.WG.API.CONSUMER.CREATE.WG_EVENTS", "JS.WG.API.CONSUMER.DELETE.WG_EVENTS.x", "wgmirror.x",
 		},
 		Reader: {
-			"wg.peer.connected", "wg.interface.up", "anything", "$JS.API.INFO", "$JS.API.STREAM.INFO.WG_EVENTS", "$KV.WG_PEERS.a.b.c",
-			"JS.WG.API.CONSUMER.CREATE.WG_EVENTS",
+			"wg.peer.connected", "wg.interface.up", "anything", "$JS.API.INFO", "$KV.WG_PEERS.a.b.c", "wg.retry.a", "wg.dead.a",
+			"JS.WG.API.CONSUMER.CREATE.WG_EVENTS", "JS.WG.API.CONSUMER.CREATE.WG_EVENTS.x", "JS.WG.ACK.WG_EVENTS.x", "wgmirror.x",
+			"$JS.API.STREAM.CREATE.X", "$JS.API.STREAM.UPDATE.WG_EVENTS", "$JS.API.STREAM.DELETE.WG_EVENTS", "$JS.API.STREAM.PURGE.KV_WG_PEERS",
+			"$JS.API.STREAM.MSG.DELETE.WG_EVENTS", "$JS.API.STREAM.SNAPSHOT.WG_EVENTS", "$JS.API.STREAM.INFO.WG_DEAD",
 		},
-		WGProvisioner:    {"wg.peer.connected", "$KV.WG_PEERS.a.b.c", "$JS.API.STREAM.DELETE.OTHER"},
-		HooksProvisioner: {"wg.dead.a", "wg.retry.a", "JS.WG.API.CONSUMER.CREATE.WG_EVENTS.x", "$JS.API.STREAM.DELETE.OTHER"},
+		WGProvisioner:      {"wg.peer.connected", "$KV.WG_PEERS.a.b.c", "$JS.API.STREAM.DELETE.OTHER"},
+		ReadersProvisioner: {"wg.peer.connected", "JS.WG.API.CONSUMER.CREATE.WG_EVENTS.x", "$JS.API.STREAM.DELETE.OTHER"},
+		HooksProvisioner:   {"wg.dead.a", "wg.retry.a", "JS.WG.API.CONSUMER.CREATE.WG_EVENTS.x", "$JS.API.STREAM.DELETE.OTHER"},
 	}
 	subscribes := map[string][]string{
-		Probe:            {">", "wg.peer.*", "$KV.>", "_INBOX.>", "_INBOX_wg-provisioner.>", "$JS.API.>"},
-		Notifier:         {">", "wg.peer.*", "wgmirror.>", "_INBOX.>", "_INBOX_operator.>", "JS.WG.>"},
-		Operator:         {">", "wg.dead.*", "_INBOX_notifier.>"},
-		Reader:           {">", "wg.>", "wg.dead.*", "$KV.>", "wgmirror.>", "_INBOX_probe.>"},
-		WGProvisioner:    {">", "wg.peer.*"},
-		HooksProvisioner: {">", "wgmirror.>"},
+		Probe:              {">", "wg.peer.*", "$KV.>", "_INBOX.>", "_INBOX_wg-provisioner.>", "$JS.API.>"},
+		Notifier:           {">", "wg.peer.*", "wgmirror.>", "_INBOX.>", "_INBOX_operator.>", "JS.WG.>"},
+		Operator:           {">", "wg.dead.*", "_INBOX_notifier.>"},
+		Reader:             {">", "wg.>", "wg.dead.*", "$KV.>", "wgmirror.>", "_INBOX_probe.>"},
+		WGProvisioner:      {">", "wg.peer.*"},
+		HooksProvisioner:   {">", "wgmirror.>"},
+		ReadersProvisioner: {">", "wgmirror.>", "wg.peer.*"},
 	}
 	for _, identity := range Identities() {
 		c := login(t, e, identity)
@@ -514,23 +576,31 @@ func TestOperatorCannotBorrowTheServersRights(t *testing.T) {
 	if diff := cmp.Diff(before, count()); diff != "" {
 		t.Errorf("messages (-want +have):\n%s", diff)
 	}
-	// The control, which is why the operator has no direct get: with one, the server deletes the stream.
-	if err := notifier.PublishRequest("$JS.API.DIRECT.GET.KV_WG_PEERS", "$JS.API.STREAM.DELETE.WG_ATTEMPTS", []byte(`{"seq":1000}`)); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, func() bool {
-		_, err := notifier.js.Stream(t.Context(), StreamAttempt)
-		return errors.Is(err, jetstream.ErrStreamNotFound)
-	})
 }
 
 func TestProvision(t *testing.T) {
 	t.Parallel()
 	e := startBroker(t)
-	wg, hooks := login(t, e, WGProvisioner), login(t, e, HooksProvisioner)
-
-	if got, err := Provision(t.Context(), wg.Conn, hooks.Conn, discard); err != nil || len(got) != 0 {
-		t.Errorf("second run: %v, %v; want no change", got, err)
+	wg, hooks, readers := login(t, e, WGProvisioner), login(t, e, HooksProvisioner), login(t, e, ReadersProvisioner)
+	provision := func(dryRun bool) []Change {
+		t.Helper()
+		changes, err := Provision(t.Context(), Provisioners{wg.Conn, hooks.Conn, readers.Conn}, dryRun, discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return changes
+	}
+	want := []Change{
+		{"WG", events.StreamEvents, Unchanged, nil}, {"WG", events.StreamState, Unchanged, nil},
+		{"HOOKS", events.StreamEvents, Unchanged, nil}, {"HOOKS", events.StreamState, Unchanged, nil},
+		{"HOOKS", StreamRetry, Unchanged, nil}, {"HOOKS", StreamDead, Unchanged, nil}, {"HOOKS", StreamAttempt, Unchanged, nil},
+		{"READERS", events.StreamEvents, Unchanged, nil}, {"READERS", events.StreamState, Unchanged, nil},
+	}
+	if got := provision(false); len(got) != 0 {
+		t.Errorf("second run: %v, want no change", got)
+	}
+	if diff := cmp.Diff(want, provision(true)); diff != "" {
+		t.Errorf("dry run (-want +got):\n%s", diff)
 	}
 	s, err := wg.js.Stream(t.Context(), events.StreamEvents)
 	if err != nil {
@@ -542,11 +612,13 @@ func TestProvision(t *testing.T) {
 	if _, err := wg.js.UpdateStream(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	got, err := Provision(t.Context(), wg.Conn, hooks.Conn, discard)
-	if err != nil {
-		t.Fatal(err)
+	want[0] = Change{"WG", events.StreamEvents, Updated, []string{"MaxAge: 1h0m0s → 168h0m0s"}}
+	for range 2 { // asking changes nothing
+		if diff := cmp.Diff(want, provision(true)); diff != "" {
+			t.Errorf("dry run (-want +got):\n%s", diff)
+		}
 	}
-	if diff := cmp.Diff([]Change{{"WG", events.StreamEvents, Updated}}, got); diff != "" {
+	if diff := cmp.Diff(want[:1], provision(false)); diff != "" {
 		t.Errorf("changes (-want +got):\n%s", diff)
 	}
 	if err := refresh(t, s); err != nil {
@@ -557,6 +629,7 @@ func TestProvision(t *testing.T) {
 	}
 	wg.wantAllowed(t)
 	hooks.wantAllowed(t)
+	readers.wantAllowed(t)
 }
 
 func refresh(t *testing.T, s jetstream.Stream) error {
@@ -567,7 +640,7 @@ func refresh(t *testing.T, s jetstream.Stream) error {
 func TestStreamsAreAsDesigned(t *testing.T) {
 	t.Parallel()
 	e := startBroker(t)
-	wg, hooks := login(t, e, WGProvisioner), login(t, e, HooksProvisioner)
+	wg, hooks, readers := login(t, e, WGProvisioner), login(t, e, HooksProvisioner), login(t, e, ReadersProvisioner)
 	for _, tt := range []struct {
 		c      client
 		stream string
@@ -584,6 +657,12 @@ func TestStreamsAreAsDesigned(t *testing.T) {
 		}},
 		{hooks, events.StreamState, func(c jetstream.StreamConfig) bool {
 			return c.Mirror != nil && len(c.Subjects) == 0 && c.DenyPurge && c.MaxMsgsPerSubject == 1 && c.AllowMsgTTL
+		}},
+		{readers, events.StreamEvents, func(c jetstream.StreamConfig) bool {
+			return c.Mirror != nil && len(c.Subjects) == 0 && c.MaxAge == 168*time.Hour && c.MaxBytes == 256<<20
+		}},
+		{readers, events.StreamState, func(c jetstream.StreamConfig) bool {
+			return c.Mirror != nil && c.MaxMsgsPerSubject == 1 && c.AllowMsgTTL
 		}},
 		{hooks, StreamRetry, func(c jetstream.StreamConfig) bool { return c.Retention == jetstream.WorkQueuePolicy }},
 		{hooks, StreamDead, func(c jetstream.StreamConfig) bool {

@@ -65,7 +65,7 @@ func Connect(ctx context.Context, o ConnectOptions, log *slog.Logger) (*nats.Con
 	}
 	nc, err := nats.Connect(o.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("broker connection: %w", hideURL(err))
+		return nil, fmt.Errorf("broker connection: %w", explainConnect(hideURL(err)))
 	}
 	return nc, nil
 }
@@ -125,7 +125,7 @@ func (r *repeated) report(err error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if text := err.Error(); !r.told[text] && len(r.told) < maxReasons {
+	if text := explainConnect(err).Error(); !r.told[text] && len(r.told) < maxReasons {
 		r.told[text] = true
 		r.log.Warn("broker not reached, trying on", "error", text)
 	}
@@ -136,6 +136,9 @@ func (r *repeated) reset() {
 	defer r.mu.Unlock()
 	clear(r.told)
 }
+
+// WhyDown returns why a connection that never came up did not, in plain words, or nil where the broker was not even reached.
+func WhyDown(nc *nats.Conn) error { return explainConnect(nc.LastError()) }
 
 // hideSeed lets only the error of reading the file through: one about its text may quote the seed.
 func hideSeed(err error) error {

@@ -6,24 +6,25 @@
 //
 // # Accounts
 //
-// WG owns the truth (WG_EVENTS, KV_WG_PEERS) and the probes live there. HOOKS holds a mirror of both and the streams of the notifier. READERS
-// imports the live subjects. The boundary between WG and HOOKS is what keeps a notifier from forging an event: permissions inside one account
-// do not, because the server itself publishes to the reply subject of a pull request and to the deliver subject of a consumer. A mirror has no
-// subjects, so nothing can be published into it.
+// WG owns the truth (WG_EVENTS, KV_WG_PEERS). Each probe has an account of its own, without JetStream, that reaches WG by the subjects it may publish and nothing
+// else. HOOKS holds a mirror of both streams and the streams of the notifier. READERS holds mirrors for other services, and imports the live subjects from
+// the probes' accounts. A mirror has no subjects: nothing can be published into it.
 //
-// Between probes there is no such boundary. A probe may publish as any node, which the signature of an event reveals. And the ack of a publish goes to the
-// reply subject that the publisher names, so a probe can put an ack, though no text of its own choice, in the place of another node's state: readers of the bucket
-// must take what does not decode for absent.
+// Permissions alone keep nobody in. The server answers to the reply subject that a client names, in the client's account, and asks nobody whether the client might
+// publish there: within WG, the ack of a publish could be stored as another node's state. So what is to be kept apart is in accounts of its own. An answer that
+// crosses accounts comes back to the reply subject in the account of who asked, and goes into no second account under another subject than its own.
 //
-// Within HOOKS there is none between a notifier and the streams of that account. Whoever may pull, or get a message directly, may name
-// $JS.API.STREAM.DELETE.X as the subject of the reply: the server itself then asks for the deletion, and the account's own permissions do not hold it back
-// (measured with 2.15). A notifier that was broken into can delete what its own account holds, never the truth. The answers of the API have no such way, so
-// the operator, a person with a key, reads by them alone: no consumer, no direct get. Where they are put among dead letters or attempts, readers skip them.
+// Where an identity must share an account with streams, as a notifier does with its mirror and a reader with its own, the reply subject could be a request to
+// JetStream, such as $JS.API.STREAM.DELETE.X: an answer without a body, as that of a pull that finds nothing, would delete the stream (measured with 2.15). All
+// requests to JetStream go through the system account, and its mapping leads those that delete or purge a stream nowhere, whoever sends them. Others, such as to
+// delete one message or to change a stream, need a body that no answer has: the server refuses fields that it does not know, and a stored message keeps its own
+// subject when a consumer delivers it. A direct get does not keep it, so only a reader has direct gets: with a probe's key too, which chooses what is read, it could
+// have messages of its own mirrors deleted.
 //
 // # Embedded mode
 //
 // The broker inside the notifier has the same accounts, identities and permissions, but no boundary between notifier and bus: they are one
 // process, which holds every identity's key in its state directory. It keeps out every other user of the machine and separates the probe from the
-// notifier in the direction that matters (the probe's key opens nothing in HOOKS). An operator who wants the notifier held to its own
+// notifier in the direction that matters (the probe's key opens nothing but the probe's account). An operator who wants the notifier held to its own
 // identity runs nats-server as a process of its own.
 package broker

@@ -109,14 +109,15 @@ func (e *Embedded) prepare(listen string) (string, error) {
 		return "", err
 	}
 	text, err := ServerConfig{
-		Listen:           listen,
-		StoreDir:         filepath.Join(e.stateDir, "jetstream"),
-		WGProvisioner:    keys[WGProvisioner],
-		HooksProvisioner: keys[HooksProvisioner],
-		Probes:           []ProbeUser{{Key: keys[Probe]}},
-		Notifiers:        []string{keys[Notifier]},
-		Operators:        []string{keys[Operator]},
-		Readers:          []string{keys[Reader]},
+		Listen:             listen,
+		StoreDir:           filepath.Join(e.stateDir, "jetstream"),
+		WGProvisioner:      keys[WGProvisioner],
+		HooksProvisioner:   keys[HooksProvisioner],
+		ReadersProvisioner: keys[ReadersProvisioner],
+		Probes:             []ProbeUser{{Key: keys[Probe]}},
+		Notifiers:          []string{keys[Notifier]},
+		Operators:          []string{keys[Operator]},
+		Readers:            []string{keys[Reader]},
 	}.Render()
 	if err != nil {
 		return "", err
@@ -177,16 +178,15 @@ func probePort(addr string) error {
 }
 
 func (e *Embedded) provision(ctx context.Context, log *slog.Logger) error {
-	var conns []*nats.Conn
-	for _, name := range []string{WGProvisioner, HooksProvisioner} {
-		nc, err := Connect(ctx, ConnectOptions{URL: e.URL(), Name: name, Role: name, NkeyFile: e.IdentityFile(name)}, log.With("identity", name))
-		if err != nil {
+	var p Provisioners
+	for name, nc := range map[string]**nats.Conn{WGProvisioner: &p.WG, HooksProvisioner: &p.Hooks, ReadersProvisioner: &p.Readers} {
+		var err error
+		if *nc, err = Connect(ctx, ConnectOptions{URL: e.URL(), Name: name, Role: name, NkeyFile: e.IdentityFile(name)}, log.With("identity", name)); err != nil {
 			return err
 		}
-		defer nc.Close()
-		conns = append(conns, nc)
+		defer (*nc).Close()
 	}
-	_, err := Provision(ctx, conns[0], conns[1], log)
+	_, err := Provision(ctx, p, false, log)
 	return err
 }
 

@@ -15,17 +15,18 @@ import (
 
 // The identities of a broker. An identity is an nkey user; its seed is the file that IdentityFile names.
 const (
-	WGProvisioner    = "wg-provisioner"    // account WG: creates the event stream and the peers' bucket
-	Probe            = "probe"             // account WG: publishes events and the peers' state
-	HooksProvisioner = "hooks-provisioner" // account HOOKS: creates the mirrors and the notifier's streams
-	Notifier         = "notifier"          // account HOOKS: consumes the mirror
-	Operator         = "operator"          // account HOOKS: reads dead letters and attempts, asks for replays
-	Reader           = "reader"            // account READERS: sees live events
+	WGProvisioner      = "wg-provisioner"      // account WG: creates the event stream and the peers' bucket
+	Probe              = "probe"               // an account of its own: publishes events and the peers' state
+	HooksProvisioner   = "hooks-provisioner"   // account HOOKS: creates the mirrors and the notifier's streams
+	Notifier           = "notifier"            // account HOOKS: consumes the mirror
+	Operator           = "operator"            // account HOOKS: reads dead letters and attempts, asks for replays
+	ReadersProvisioner = "readers-provisioner" // account READERS: creates its mirrors
+	Reader             = "reader"              // account READERS: sees live events, reads its mirrors
 )
 
 // Identities are the identities of an embedded broker, in the order they are made.
 func Identities() []string {
-	return []string{WGProvisioner, Probe, HooksProvisioner, Notifier, Operator, Reader}
+	return []string{WGProvisioner, Probe, HooksProvisioner, Notifier, Operator, ReadersProvisioner, Reader}
 }
 
 // IdentityFile is the path of an identity's seed under dir.
@@ -37,6 +38,9 @@ func InboxPrefix(role string) string { return "_INBOX_" + role }
 // identityName keeps an identity's file inside its directory.
 var identityName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*$`)
 
+// ValidIdentity reports whether a name can be an identity's.
+func ValidIdentity(name string) bool { return identityName.MatchString(name) }
+
 // EnsureIdentities makes an nkey user for each name that has no file in dir yet and returns the public key (U…) of every name. Existing files are
 // read and never written. dir is made with mode 0700 and must not be open to others; files have mode 0600 and appear whole or not at all.
 func EnsureIdentities(dir string, names ...string) (map[string]string, error) {
@@ -45,7 +49,7 @@ func EnsureIdentities(dir string, names ...string) (map[string]string, error) {
 	}
 	keys := make(map[string]string, len(names))
 	for _, name := range names {
-		if !identityName.MatchString(name) {
+		if !ValidIdentity(name) {
 			return nil, fmt.Errorf("identity name %q: use letters, digits, '.', '_' and '-'", name)
 		}
 		key, err := ensureIdentity(IdentityFile(dir, name))

@@ -42,7 +42,7 @@ func readTree(t *testing.T, dir string, entries ...string) map[string]string {
 }
 
 // chmod makes a test directory as private as the state directory must be; one that does not exist is the case's own matter.
-func chmod(t *testing.T, dir string) {
+func chmod(t testing.TB, dir string) {
 	t.Helper()
 	if _, err := os.Stat(dir); err == nil {
 		if err := os.Chmod(dir, 0o700); err != nil {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +33,9 @@ const (
 
 	stateSubjects = "$KV." + events.StateBucket + "."
 
+	// readerBytes bounds the readers' mirror of the events. Its place is reserved on the disk even where nobody reads.
+	readerBytes = 256 << 20
+
 	// maxMsgSize bounds a stored event, in bytes. The server counts the headers too.
 	maxMsgSize = events.MaxSize + 4<<10
 
@@ -39,6 +43,9 @@ const (
 	mirrorAPI     = "JS.WG.API"
 	mirrorDeliver = "wgmirror"
 )
+
+// eventSubjects are those of WG_EVENTS.
+var eventSubjects = []string{"wg.peer.*", "wg.interface.*", "wg.probe.*"}
 
 // streamSpec is a stream as it must be. set writes the fields that matter over a configuration and leaves every other one, such as the number of
 // replicas, as the operator has it.
@@ -52,7 +59,7 @@ func truth() []streamSpec {
 	return []streamSpec{
 		{events.StreamEvents, func(c *jetstream.StreamConfig) {
 			eventLimits(c)
-			c.Subjects = []string{"wg.peer.*", "wg.interface.*", "wg.probe.*"}
+			c.Subjects = eventSubjects
 			c.Duplicates = time.Hour
 		}},
 		{events.StreamState, func(c *jetstream.StreamConfig) {
@@ -98,6 +105,14 @@ func hookStreams(mirrors bool) []streamSpec {
 	)
 }
 
+// readerStreams are the streams of account READERS.
+func readerStreams() []streamSpec {
+	return []streamSpec{
+		{events.StreamEvents, func(c *jetstream.StreamConfig) { eventLimits(c); mirror(c); c.MaxBytes = readerBytes }},
+		{events.StreamState, func(c *jetstream.StreamConfig) { stateLimits(c); mirror(c) }},
+	}
+}
+
 func mirror(c *jetstream.StreamConfig) {
 	c.Subjects = nil
 	c.Mirror = &jetstream.StreamSource{
@@ -122,61 +137,76 @@ func names(specs []streamSpec) []string {
 	return list
 }
 
-// Action is what Provision did to a stream.
+// Action is what Provision did to a stream, or would do.
 type Action string
 
 const (
-	Created Action = "created"
-	Updated Action = "updated"
+	Created   Action = "created"
+	Updated   Action = "updated"
+	Unchanged Action = "unchanged"
 )
 
-// Change is one thing that Provision did.
+// Change is what Provision did to one stream, or would do.
 type Change struct {
-	Account string // "WG" or "HOOKS"
+	Account string // "WG", "HOOKS" or "READERS"
 	Stream  string
 	Action  Action
+	Fields  []string // of an update, each "name: from → to"
 }
 
-// Provision makes the streams of both accounts as they must be and returns what it changed, which is nothing the second time. Its connections are those of the
-// two provisioners. Where hooks is nil the broker has a single account: everything is made there and nothing is mirrored.
+// Provisioners are connections, each logged in as the provisioner of one account.
+type Provisioners struct {
+	WG      *nats.Conn
+	Hooks   *nats.Conn // nil where the broker has a single account: everything is made there and nothing is mirrored
+	Readers *nats.Conn // nil leaves the readers' account alone
+}
+
+// Provision makes the streams of all accounts as they must be and returns what it changed, which is nothing the second time. With dryRun it changes nothing, and
+// returns what it would do to each stream.
 //
-// On an error the changes made before it are returned too.
-func Provision(ctx context.Context, wg, hooks *nats.Conn, log *slog.Logger) ([]Change, error) {
+// On an error what was done before it is returned too.
+func Provision(ctx context.Context, p Provisioners, dryRun bool, log *slog.Logger) ([]Change, error) {
+	type account struct {
+		name  string
+		nc    *nats.Conn
+		specs []streamSpec
+	}
+	accounts := []account{{"WG", p.WG, truth()}, {"HOOKS", p.Hooks, hookStreams(true)}, {"READERS", p.Readers, readerStreams()}}
+	if p.Hooks == nil {
+		accounts = []account{{"WG", p.WG, append(truth(), hookStreams(false)...)}}
+	}
 	var changes []Change
-	run := func(nc *nats.Conn, account string, specs []streamSpec) error {
-		if err := CheckVersion(nc.ConnectedServerVersion()); err != nil {
-			return err
+	for _, a := range accounts {
+		if a.nc == nil {
+			continue
 		}
-		js, err := jetstream.New(nc)
+		version := a.nc.ConnectedServerVersion()
+		if err := CheckVersion(version); err != nil {
+			return changes, err
+		}
+		js, err := jetstream.New(a.nc)
 		if err != nil {
-			return fmt.Errorf("provision account %s: %w", account, err)
+			return changes, fmt.Errorf("provision account %s: %w", a.name, err)
 		}
-		for _, s := range specs {
-			action, err := s.ensure(ctx, js, nc.ConnectedServerVersion())
+		for _, s := range a.specs {
+			c, err := s.ensure(ctx, js, version, dryRun)
 			if err != nil {
-				return fmt.Errorf("provision stream %s in account %s: %w", s.name, account, err)
+				return changes, fmt.Errorf("provision stream %s in account %s: %w", s.name, a.name, err)
 			}
-			if action == "" {
-				continue
+			c.Account = a.name
+			if c.Action != Unchanged || dryRun {
+				changes = append(changes, c)
 			}
-			changes = append(changes, Change{account, s.name, action})
-			log.Info("stream provisioned", "account", account, "stream", s.name, "action", string(action))
+			if c.Action != Unchanged && !dryRun {
+				log.Info("stream provisioned", "account", c.Account, "stream", c.Stream, "action", string(c.Action))
+			}
 		}
-		return nil
 	}
-	if hooks == nil {
-		err := run(wg, "WG", append(truth(), hookStreams(false)...))
-		return changes, err
-	}
-	if err := run(wg, "WG", truth()); err != nil {
-		return changes, err
-	}
-	err := run(hooks, "HOOKS", hookStreams(true))
-	return changes, err
+	return changes, nil
 }
 
 // ensure makes the stream, or changes the one there is where it differs.
-func (s streamSpec) ensure(ctx context.Context, js jetstream.JetStream, version string) (Action, error) {
+func (s streamSpec) ensure(ctx context.Context, js jetstream.JetStream, version string, dryRun bool) (Change, error) {
 	stream, err := js.Stream(ctx, s.name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		cfg := jetstream.StreamConfig{Name: s.name}
@@ -185,24 +215,49 @@ func (s streamSpec) ensure(ctx context.Context, js jetstream.JetStream, version 
 			// Only at birth: the server refuses to change it, older ones do not have it, and a replicated stream may not.
 			cfg.PersistMode = jetstream.AsyncPersistMode
 		}
-		if _, err := js.CreateStream(ctx, cfg); err != nil {
-			return "", explain(err)
+		if dryRun {
+			return Change{Stream: s.name, Action: Created}, nil
 		}
-		return Created, nil
+		_, err = js.CreateStream(ctx, cfg)
+		return Change{Stream: s.name, Action: Created}, explain(err)
 	}
 	if err != nil {
-		return "", explain(err)
+		return Change{}, explain(err)
 	}
 	have := stream.CachedInfo().Config
 	want := have
 	s.set(&want)
-	if reflect.DeepEqual(have, want) {
-		return "", nil
+	fields := differences(have, want)
+	if len(fields) == 0 {
+		return Change{Stream: s.name, Action: Unchanged}, nil
 	}
-	if _, err := js.UpdateStream(ctx, want); err != nil {
-		return "", explain(err)
+	if !dryRun {
+		_, err = js.UpdateStream(ctx, want)
 	}
-	return Updated, nil
+	return Change{Stream: s.name, Action: Updated, Fields: fields}, explain(err)
+}
+
+// differences names the fields in which two configurations differ.
+func differences(have, want jetstream.StreamConfig) (fields []string) {
+	h, w := reflect.ValueOf(have), reflect.ValueOf(want)
+	for i := range h.NumField() {
+		if from, to := h.Field(i).Interface(), w.Field(i).Interface(); !reflect.DeepEqual(from, to) {
+			fields = append(fields, fmt.Sprintf("%s: %s → %s", h.Type().Field(i).Name, display(from), display(to)))
+		}
+	}
+	return fields
+}
+
+// display is how a field of a configuration is told.
+func display(v any) string {
+	if s, ok := v.(fmt.Stringer); ok && reflect.ValueOf(v).Kind() != reflect.Pointer {
+		return s.String()
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(text)
 }
 
 // explain adds to a server's refusal what to do about it.
@@ -210,7 +265,11 @@ func explain(err error) error {
 	api, isAPI := errors.AsType[*jetstream.APIError](err)
 	switch {
 	case isAPI && api.ErrorCode == errStorageExceeded:
-		return fmt.Errorf("%w: the streams reserve 2.1 GiB: make room on the broker's disk", err)
+		return fmt.Errorf("%w: the streams reserve 2.4 GiB: make room on the broker's disk", err)
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("%w: switch JetStream on for this account in the broker's configuration (`notifier keys` writes one)", err)
+	case errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%w: JetStream is off: switch it on in the broker's configuration (`notifier keys` writes one)", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return fmt.Errorf("%w: no answer: JetStream may be off, or this identity may lack the permission, which the broker's log shows", err)
 	}
@@ -226,7 +285,7 @@ func CheckVersion(version string) error {
 		return errors.New("not connected to a broker")
 	}
 	if olderThan(version, 2, 11) {
-		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed", version)
+		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed: upgrade it", version)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	_ "embed"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -17,21 +18,39 @@ import (
 type ServerConfig struct {
 	Listen   string // host:port for clients, the only port; port 0 picks a free one
 	StoreDir string // JetStream's directory
+	TLS      ServerTLS
 
-	WGProvisioner    string // public nkey
-	HooksProvisioner string // public nkey
-	Probes           []ProbeUser
-	Notifiers        []string // public nkeys
-	Operators        []string // public nkeys
-	Readers          []string // public nkeys
+	WGProvisioner      string // public nkey
+	HooksProvisioner   string // public nkey
+	ReadersProvisioner string // public nkey
+	Probes             []ProbeUser
+	Notifiers          []string // public nkeys
+	Operators          []string // public nkeys
+	Readers            []string // public nkeys
 }
 
-// ProbeUser is a probe's login.
+// ServerTLS names the broker's files for TLS, as it sees them. The zero value is none.
+type ServerTLS struct {
+	Cert string `json:"cert,omitempty"` // PEM, with Key
+	Key  string `json:"key,omitempty"`
+	CA   string `json:"ca,omitempty"` // PEM; clients must have a certificate of it. Empty asks them for none
+}
+
+// ProbeUser is a probe's login. It has an account of its own.
 type ProbeUser struct {
+	Name string // tells it from other probes; empty for the only one
 	// Node is the only node whose peers' state this probe may write. Empty allows every node's: for a broker that is configured before
 	// the probe's node name is known, as the embedded one is.
 	Node string
 	Key  string // public nkey
+}
+
+// Account is the name of the probe's account. It is one token of a subject, as the server needs it.
+func (p ProbeUser) Account() string {
+	if p.Name == "" {
+		return "PROBE"
+	}
+	return "PROBE-" + events.EscapeNode(p.Name)
 }
 
 //go:embed nats.conf.tmpl
@@ -60,9 +79,11 @@ func (c ServerConfig) Render() ([]byte, error) {
 		ServerConfig
 		HostPort   string
 		MaxPayload int
-		Mirrored   []string // streams of WG with a mirror in HOOKS
+		Mirrored   []string // streams of WG with mirrors in HOOKS and READERS
 		Own        []string // streams of HOOKS, mirrors included
-	}{c, net.JoinHostPort(host, port), maxPayload, names(truth()), names(hookStreams(true))})
+		Live       []string // subjects of events
+		Published  []string // all subjects of probes
+	}{c, net.JoinHostPort(host, port), maxPayload, names(truth()), names(hookStreams(true)), eventSubjects, append(eventSubjects, stateSubjects+">")})
 	if err != nil {
 		return nil, fmt.Errorf("render the broker configuration: %w", err)
 	}
@@ -71,12 +92,21 @@ func (c ServerConfig) Render() ([]byte, error) {
 
 // validate refuses what would make a configuration that looks right and is not: an invalid or repeated key, two probes of one node.
 func (c ServerConfig) validate() error {
+	control := func(s string) bool { return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) }
 	for _, s := range []string{c.Listen, c.StoreDir} {
-		if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		if s == "" || control(s) {
 			return fmt.Errorf("broker configuration: %q is no listen address or directory", s)
 		}
 	}
-	keys, nodes := map[string]string{}, map[string]bool{}
+	if t := c.TLS; (t.Cert == "") != (t.Key == "") || t.CA != "" && t.Cert == "" {
+		return errors.New("broker configuration: TLS needs the certificate and its key, and for a CA both")
+	}
+	for _, s := range []string{c.TLS.Cert, c.TLS.Key, c.TLS.CA} {
+		if control(s) {
+			return fmt.Errorf("broker configuration: %q is no file name", s)
+		}
+	}
+	keys, nodes, probes := map[string]string{}, map[string]bool{}, map[string]bool{}
 	add := func(role, key string) error {
 		if !nkeys.IsValidPublicUserKey(key) {
 			// The text is left out: a seed in the wrong place is a secret.
@@ -88,13 +118,18 @@ func (c ServerConfig) validate() error {
 		keys[key] = role
 		return nil
 	}
-	users := []struct{ role, key string }{{WGProvisioner, c.WGProvisioner}, {HooksProvisioner, c.HooksProvisioner}}
+	users := []struct{ role, key string }{
+		{WGProvisioner, c.WGProvisioner}, {HooksProvisioner, c.HooksProvisioner}, {ReadersProvisioner, c.ReadersProvisioner},
+	}
 	for _, p := range c.Probes {
 		if nodes[p.Node] {
 			return fmt.Errorf("broker configuration: two probes with the node %q: give one another name", p.Node)
 		}
-		nodes[p.Node] = true
-		users = append(users, struct{ role, key string }{strings.TrimSpace("probe " + p.Node), p.Key})
+		if probes[p.Name] {
+			return fmt.Errorf("broker configuration: two probes with the name %q", p.Name)
+		}
+		nodes[p.Node], probes[p.Name] = true, true
+		users = append(users, struct{ role, key string }{strings.TrimSpace("probe " + p.Name), p.Key})
 	}
 	for role, list := range map[string][]string{Notifier: c.Notifiers, Operator: c.Operators, Reader: c.Readers} {
 		for _, key := range list {
@@ -117,8 +152,7 @@ func kvScope(node string) string {
 	if node == "" {
 		return stateSubjects + ">"
 	}
-	token, _, _ := strings.Cut(events.StateKey(node, "i", events.Key{}), ".")
-	return stateSubjects + token + ".>"
+	return stateSubjects + events.EscapeNode(node) + ".>"
 }
 
 // quote makes s a string of the configuration language, which knows the two escapes below and reads nothing else in quotes.

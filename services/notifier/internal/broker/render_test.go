@@ -12,14 +12,15 @@ import (
 // testConfig is a broker of two probes and two notifiers in a container.
 func testConfig(t *testing.T) ServerConfig {
 	t.Helper()
-	keys, err := EnsureIdentities(filepath.Join(t.TempDir(), "ids"), "wp", "hp", "p1", "p2", "n1", "n2", "o", "r")
+	keys, err := EnsureIdentities(filepath.Join(t.TempDir(), "ids"), "wp", "hp", "rp", "p1", "p2", "n1", "n2", "o", "r")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ServerConfig{
 		Listen: "0.0.0.0:4222", StoreDir: `/data/a "quoted" \ place`, WGProvisioner: keys["wp"], HooksProvisioner: keys["hp"],
-		Probes:    []ProbeUser{{Node: "vpn-1.example", Key: keys["p1"]}, {Node: "vpn-2", Key: keys["p2"]}},
-		Notifiers: []string{keys["n1"], keys["n2"]}, Operators: []string{keys["o"]}, Readers: []string{keys["r"]},
+		ReadersProvisioner: keys["rp"],
+		Probes:             []ProbeUser{{Name: "a.b", Node: "vpn-1.example", Key: keys["p1"]}, {Name: "c", Node: "vpn-2", Key: keys["p2"]}},
+		Notifiers:          []string{keys["n1"], keys["n2"]}, Operators: []string{keys["o"]}, Readers: []string{keys["r"]},
 	}
 }
 
@@ -56,8 +57,8 @@ func TestRenderIsReadByTheServer(t *testing.T) {
 			}
 		}
 	}
-	if len(opts.Nkeys) != 8 || len(opts.Users) != 0 {
-		t.Errorf("%d nkeys and %d passwords, want 8 and none", len(opts.Nkeys), len(opts.Users))
+	if len(opts.Nkeys) != 9 || len(opts.Users) != 0 {
+		t.Errorf("%d nkeys and %d passwords, want 9 and none", len(opts.Nkeys), len(opts.Users))
 	}
 	for key, want := range map[string]string{c.Probes[0].Key: "$KV.WG_PEERS.vpn-1=2Eexample.>", c.Probes[1].Key: "$KV.WG_PEERS.vpn-2.>"} {
 		if got := state[key]; len(got) != 1 || got[0] != want {

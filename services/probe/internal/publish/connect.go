@@ -50,12 +50,11 @@ func Connect(ctx context.Context, c config.NATS, node string, id Identity, clash
 	away := func(err error) { // once for each cause: attempts come every second
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil && ctx.Err() == nil && !errors.Is(err, nats.ErrNoServers) && !slices.Contains(told, err.Error()) { // ErrNoServers hides the cause
+		if err == nil || ctx.Err() != nil || errors.Is(err, nats.ErrNoServers) { // which hides the cause
+			return
+		}
+		if err = explainConnect(err, id.Public); !slices.Contains(told, err.Error()) {
 			told = append(told[max(0, len(told)-15):], err.Error())
-			if errors.Is(err, nats.ErrAuthorization) {
-				err = fmt.Errorf("%w: the broker does not know this login (its users have to hold public key %s, or NATS_CREDS_FILE or NATS_URL another login)",
-					err, id.Public)
-			}
 			log.Warn("not reached, trying on; events are kept", "error", err)
 		}
 	}

@@ -74,7 +74,7 @@ func TestLoginIsNotLogged(t *testing.T) {
 			if strings.Contains(log.String(), "s3cret") {
 				t.Errorf("the log tells the login:\n%s", log)
 			}
-			if tt.want == "Authorization Violation" && !strings.Contains(log.String(), "have to hold public key UTHIS") {
+			if tt.want == "Authorization Violation" && !strings.Contains(log.String(), "does not know this login (public key UTHIS") {
 				t.Errorf("the log does not tell what to do:\n%s", log)
 			}
 			if tt.want == "msg=connected" {
