@@ -100,6 +100,7 @@ const (
 	tryAgain      = time.Second     // after a failed request to the server
 	standbyWait   = 5 * time.Second // for the pin, in one request
 	recoverPoll   = 250 * time.Millisecond
+	recoverBatch  = 100             // messages, in one request
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
 )
 

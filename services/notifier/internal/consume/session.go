@@ -93,6 +93,7 @@ type session struct {
 	askAt      time.Time // when to ask for the consumer's state
 	asking     bool      // a request for it is under way
 	stale      bool      // its answer is from before recovery began anew
+	missing    int       // messages that recovery may ask for, as the last answer said
 
 	credit        chan int
 	arrivals      chan work
@@ -324,6 +325,7 @@ func (s *session) unordered() bool { return s.c.Hook.Policy.Order == Unordered }
 func (s *session) recover() {
 	now := time.Now()
 	s.recovering = true
+	s.missing = 0
 	s.recoverBy = now.Add(s.c.ackWait + recoverMargin)
 	s.askAt = now
 	s.stale = s.asking
@@ -359,6 +361,9 @@ func (s *session) compare(a answer) {
 	}
 	if here < a.info.NumAckPending {
 		s.askAt = now.Add(recoverPoll)
+		if s.missing = a.info.NumAckPending - here; s.pulling {
+			s.missing = 0 // they may be on their way
+		}
 		return
 	}
 	s.recovered()
@@ -518,7 +523,7 @@ func (s *session) circuit() Circuit {
 }
 
 // pull asks for messages, as soon as there is room for half of what is fetched ahead: small requests cost as much as large ones. While recovering
-// everything un-acked must come, and up to maxAckPending it can.
+// everything un-acked must come, and up to maxAckPending it can. It asks for as many as are missing, no more: new ones may come in their place.
 //
 // While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
 // be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
@@ -531,7 +536,8 @@ func (s *session) pull() {
 	n := full - s.queue.Ready()
 	switch {
 	case s.recovering:
-		full, n, limit = 100, 100, maxAckPending
+		full, n, limit = 0, min(s.missing, recoverBatch), maxAckPending
+		s.missing -= n
 	case s.c.breaker.Open():
 		if s.queue.Ready() == 0 && s.held() < limit {
 			s.pulling = true
