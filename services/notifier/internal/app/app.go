@@ -53,7 +53,8 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 
 	// Everything is made before the first task starts, so that nothing runs when something is wrong.
 	var tasks []func(context.Context) error
-	verify := func(body []byte, _ string) (*events.Event, error) { return events.Decode(body) }
+	var known consume.Known
+	verify := func(body []byte, _ string) (*events.Event, error) { return known.Read(body, "", nil) }
 	if cfg.Verify {
 		ring, err := openKeyring(cfg.Keyring, log)
 		if err != nil {
