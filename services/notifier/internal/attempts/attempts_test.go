@@ -189,8 +189,10 @@ func FuzzParse(f *testing.F) {
 	f.Add("wg.attempt.chat", []byte(`{"hook":"chat","number":1}`))
 	f.Add("wg.attempt.chat", []byte(`{"type":"io.nats.jetstream.api.v1.stream_info_response"}`))
 	f.Fuzz(func(t *testing.T, subject string, body []byte) {
-		if r, ok := Parse(&jetstream.RawStreamMsg{Subject: subject, Data: body}); ok && broker.SubjectAttempt+r.Hook != subject {
-			t.Errorf("hook %q of subject %q", r.Hook, subject)
+		for _, r := range Parse(&jetstream.RawStreamMsg{Subject: subject, Data: body}) {
+			if broker.SubjectAttempt+r.Hook != subject {
+				t.Errorf("hook %q of subject %q", r.Hook, subject)
+			}
 		}
 	})
 }
