@@ -87,6 +87,9 @@ type Config struct {
 	Verify   func(body []byte, signature string) (*events.Event, error)
 	Observer Observer
 	Log      *slog.Logger
+
+	// limiter keeps Policy.Rate; nil for no bound. Who is made with the Config of a Consumer shares it.
+	limiter *rate.Limiter
 }
 
 const (
@@ -129,7 +132,6 @@ type Consumer struct {
 	// created is when the stream was made in which resume and attempts count.
 	created time.Time
 	breaker retry.Breaker
-	limiter *rate.Limiter // nil for no limit
 	// dropped is the last stream sequence that is known to have been dropped by the stream undelivered, and was reported.
 	dropped uint64
 	// waiting is since when the hook waits for its consumer, zero while it does not: what is stored meanwhile is for it.
@@ -144,17 +146,19 @@ func New(c Config) (*Consumer, error) {
 	}
 	c.Log = c.Log.With("hook", c.Hook.Name)
 	c.Source.Stream = cmp.Or(c.Source.Stream, events.StreamEvents)
-	consumer := &Consumer{
+	switch p := c.Hook.Policy; {
+	case p.Rate == 0:
+		c.limiter = nil
+	case c.limiter == nil || c.limiter.Limit() != rate.Limit(p.Rate):
+		c.limiter = rate.NewLimiter(rate.Limit(p.Rate), p.burst())
+	}
+	return &Consumer{
 		Config:   c,
 		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second, audit: time.Minute},
 		sender:   sender,
 		ready:    make(chan struct{}),
 		attempts: map[uint64]*history{},
-	}
-	if p := c.Hook.Policy; p.Rate > 0 {
-		consumer.limiter = rate.NewLimiter(rate.Limit(p.Rate), p.burst())
-	}
-	return consumer, nil
+	}, nil
 }
 
 // Durable returns the name of a hook's consumer on its stream.
