@@ -78,3 +78,17 @@ func TestAKnownEventIsReadOnce(t *testing.T) {
 		t.Errorf("%d events of %d bytes are kept, want at most %d bytes", len(k.events), k.bytes, knownBytes)
 	}
 }
+
+// BenchmarkKnown measures what an event costs that another hook has read before.
+func BenchmarkKnown(b *testing.B) {
+	body, err := (&broker{t: b}).event("alice").Encode()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var k Known
+	for b.Loop() {
+		if _, err := k.Read(body, "", nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
