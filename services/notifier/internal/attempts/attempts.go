@@ -29,7 +29,7 @@ import (
 const (
 	waiting    = 1024                  // records that wait for being sent
 	gathering  = 50 * time.Millisecond // how long records are gathered, so that many attempts are few messages
-	together   = 512                   // records in one message at most: each has less than 2 KiB, and the broker takes 1 MiB
+	together   = 512                   // records in one message at most: each has some hundred bytes, and the broker takes 1 MiB
 	unanswered = 256                   // messages sent that the broker has not stored yet
 	patience   = 5 * time.Second       // for its answer
 	reportEach = time.Minute           // how often it is said that records were dropped

@@ -83,7 +83,7 @@ type Config struct {
 	Hook      Hook
 	Version   string // of the notifier, for the User-Agent
 	// Verify reads an event and proves its origin, as events.Verify does. An error that matches events.ErrUnverified says that it is an event of
-	// unproven origin, any other that it is no event.
+	// unproven origin, any other that it is no event. Several hooks may be given the same event: nobody changes it.
 	Verify   func(body []byte, signature string) (*events.Event, error)
 	Observer Observer
 	Log      *slog.Logger

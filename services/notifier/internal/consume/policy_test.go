@@ -133,6 +133,33 @@ func TestABrokenHookLeavesItsBacklogInTheStream(t *testing.T) {
 	}
 }
 
+func TestALostDeliveryDoesNotBringTheBacklogOfABrokenHook(t *testing.T) {
+	t.Parallel()
+	b, g := newBroker(t), &gate{}
+	g.broken.Store(true)
+	s := newSink(t, g.answer)
+	late := quick
+	late.Initial = time.Minute
+	n := run(t, b, s, withRetry(late), withTiming(time.Second, 30*time.Second))
+	b.publish(peers(20)...)
+	eventually(t, "the circuit is open", func() bool { return n.observer.circuit() != Closed })
+	stolen := 0
+	steal(t, b, func() { b.publish(fmt.Sprintf("stolen-%d", stolen)); stolen++ })
+	const backlog = maxAckPending
+	b.publish(peers(backlog)...)
+	var most int
+	eventually(t, "what was lost is back", func() bool {
+		info := b.info("h")
+		most = max(most, info.NumAckPending)
+		held, _ := n.observer.held()
+		return held == info.NumAckPending && info.NumRedelivered > 0
+	})
+	// As many as are missing, in each look at the consumer.
+	if most > 300 {
+		t.Errorf("up to %d were pulled, want the backlog in the stream", most)
+	}
+}
+
 func TestWhatGrowsTooOldInFrontOfABrokenHookIsBuriedAfterOneAttempt(t *testing.T) {
 	t.Parallel()
 	b, g := newBroker(t), &gate{}
