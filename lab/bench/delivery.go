@@ -72,43 +72,64 @@ func (b *bench) deliveries(ctx context.Context, bins *runner.Binaries, dir strin
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
-// throughput drains a backlog for one hook, between two rounds of a bare client with the same bodies.
+// throughput drains a backlog for one hook, between two rounds of a bare client with the same bodies: as it is by default, and with events taken as they come.
 func (b *bench) throughput(ctx context.Context, bins *runner.Binaries, state string) error {
-	return b.withHooks(bins, state, "", []string{"/one"}, func(h *hooked) error {
-		bodies, err := h.backlog(ctx, burst)
-		if err != nil {
+	var verified, trusted drainedOne
+	for _, v := range []struct {
+		into   *drainedOne
+		verify string
+	}{{&verified, "true"}, {&trusted, "false"}} {
+		if err := b.withHooks(bins, state+"-verify-"+v.verify, "", []string{"/one"}, func(h *hooked) (err error) {
+			*v.into, err = h.drainOne(ctx)
+			return err
+		}, "NOTIFIER_VERIFY="+v.verify); err != nil {
 			return err
 		}
-		before, err := h.bare(ctx, bodies)
-		if err != nil {
-			return err
-		}
-		drained, err := h.drain(ctx, h.expect("/one", burst))
-		if err != nil {
-			return err
-		}
-		after, err := h.bare(ctx, bodies)
-		if err != nil {
-			return err
-		}
-		bytes := 0
-		for _, body := range bodies {
-			bytes += len(body)
-		}
-		bare := (before.rate + after.rate) / 2
-		rate := burst / drained.took.Seconds()
-		perOne := func(cpu time.Duration) string { return fmt.Sprintf("%.0f µs each", 1e6*cpu.Seconds()/burst) }
-		table(b.out, fmt.Sprintf("Throughput: %d events of %d bytes, each of another peer, wait for one hook; %d at a time", burst, bytes/burst, concurrency),
-			cells("bare client, in the receiver's process: before, after", fmt.Sprintf("%.0f/s, %.0f/s", before.rate, after.rate)),
-			cells("hook", fmt.Sprintf("%.0f/s", rate)),
-			cells("hook, of the bare client", fmt.Sprintf("%.2f", rate/bare), fmt.Sprintf("aim: ≥ %.1f", aimOfBare), met(rate/bare >= aimOfBare)),
-			cells("CPU of bare client and receiver: before, after", fmt.Sprintf("%s, %s", perOne(before.cpu), perOne(after.cpu))),
-			cells("CPU of notifier and broker", perOne(drained.cpu)),
-			cells("others meanwhile", fmt.Sprintf("%.0f %% of a core", 100*drained.others)),
-			cells("most resident", fmt.Sprintf("%.1f MiB", float64(drained.resident)/mib)),
-		)
-		return nil
-	})
+	}
+	row := func(name string, of func(drainedOne) string) string { return cells(name, of(verified), of(trusted)) }
+	each := func(cpu time.Duration) string { return fmt.Sprintf("%.0f", 1e6*cpu.Seconds()/burst) }
+	table(b.out, fmt.Sprintf("Throughput: %d events of %d bytes, each of another peer, wait for one hook; %d at a time", burst, verified.bytes, concurrency),
+		cells("", "verified", "not verified"),
+		row("bare client, in the receiver's process: before, after", func(d drainedOne) string { return fmt.Sprintf("%.0f/s, %.0f/s", d.before.rate, d.after.rate) }),
+		row("hook", func(d drainedOne) string { return fmt.Sprintf("%.0f/s", d.rate()) }),
+		row("hook, of the bare client", func(d drainedOne) string {
+			return fmt.Sprintf("%.2f (aim: ≥ %.1f, %s)", d.ofBare(), aimOfBare, met(d.ofBare() >= aimOfBare))
+		}),
+		row("CPU of bare client and receiver, µs each: before, after", func(d drainedOne) string { return each(d.before.cpu) + ", " + each(d.after.cpu) }),
+		row("CPU of notifier and broker, µs each", func(d drainedOne) string { return each(d.cpu) }),
+		row("others meanwhile", func(d drainedOne) string { return fmt.Sprintf("%.0f %% of a core", 100*d.others) }),
+		row("most resident", func(d drainedOne) string { return fmt.Sprintf("%.1f MiB", float64(d.resident)/mib) }),
+	)
+	return nil
+}
+
+// drainedOne tells how the backlog of one hook went, and the bare client before and after.
+type drainedOne struct {
+	drained
+	before, after bareRound
+	bytes         int // of an event
+}
+
+func (d drainedOne) rate() float64   { return burst / d.took.Seconds() }
+func (d drainedOne) ofBare() float64 { return 2 * d.rate() / (d.before.rate + d.after.rate) }
+
+func (h *hooked) drainOne(ctx context.Context) (d drainedOne, err error) {
+	bodies, err := h.backlog(ctx, burst)
+	if err != nil {
+		return d, err
+	}
+	for _, body := range bodies {
+		d.bytes += len(body)
+	}
+	d.bytes /= len(bodies)
+	if d.before, err = h.bare(ctx, bodies); err != nil {
+		return d, err
+	}
+	if d.drained, err = h.drain(ctx, h.expect("/one", burst)); err != nil {
+		return d, err
+	}
+	d.after, err = h.bare(ctx, bodies)
+	return d, err
 }
 
 // singles delivers events one at a time, each followed by a bare request with the same body.
@@ -283,13 +304,14 @@ type hooked struct {
 	last      events.Sequence
 }
 
-// withHooks makes such a lab. The notifier is not running.
-func (b *bench) withHooks(bins *runner.Binaries, state, settings string, paths []string, measure func(*hooked) error) (err error) {
+// withHooks makes such a lab; env is the notifier's, in addition. The notifier is not running.
+func (b *bench) withHooks(bins *runner.Binaries, state, settings string, paths []string, measure func(*hooked) error, env ...string) (err error) {
 	if err := os.Mkdir(state, 0o755); err != nil {
 		return err
 	}
 	h := &hooked{hooksFile: filepath.Join(state, "hooks.yaml"), paths: paths, settings: settings, last: events.Sequence{Epoch: uint64(time.Now().UnixMilli())}}
-	if h.Lab, err = lab.New(bins, lab.Options{StateDir: state, Log: b.log, NotifierEnv: []string{"WEBHOOK_URL=", "NOTIFIER_HOOKS=" + h.hooksFile}}); err != nil {
+	env = append(env, "WEBHOOK_URL=", "NOTIFIER_HOOKS="+h.hooksFile)
+	if h.Lab, err = lab.New(bins, lab.Options{StateDir: state, Log: b.log, NotifierEnv: env}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
@@ -433,6 +455,7 @@ func (h *hooked) drain(ctx context.Context, expected ...*arrivals) (d drained, e
 	if d.resident, err = memoryOf(pid, "VmHWM"); err != nil {
 		return d, err
 	}
+	h.letGo() // or the notifier waits for what hangs as long as it may
 	return d, h.StopNotifier()
 }
 

@@ -117,7 +117,8 @@ const (
 type receiver struct {
 	address string
 	server  http.Server
-	stop    chan struct{}
+	letGo   func() // of the requests that hang; new ones do not
+	gone    chan struct{}
 
 	mu      sync.Mutex
 	tallies map[string]*arrivals // by path
@@ -135,7 +136,8 @@ type arrivals struct {
 }
 
 func receive(l net.Listener) *receiver {
-	r := &receiver{address: l.Addr().String(), stop: make(chan struct{}), tallies: map[string]*arrivals{}}
+	r := &receiver{address: l.Addr().String(), gone: make(chan struct{}), tallies: map[string]*arrivals{}}
+	r.letGo = sync.OnceFunc(func() { close(r.gone) })
 	r.server.Handler = r
 	r.server.ErrorLog = log.New(io.Discard, "", 0)
 	go func() { _ = r.server.Serve(l) }()
@@ -143,7 +145,7 @@ func receive(l net.Listener) *receiver {
 }
 
 func (r *receiver) close() {
-	close(r.stop)
+	r.letGo()
 	_ = r.server.Close()
 }
 
@@ -179,7 +181,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case strings.HasPrefix(req.URL.Path, hanging):
 		select {
 		case <-req.Context().Done():
-		case <-r.stop:
+		case <-r.gone:
 		}
 		panic(http.ErrAbortHandler)
 	}

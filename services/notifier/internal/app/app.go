@@ -17,6 +17,7 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/attempts"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
 
@@ -47,7 +48,8 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 
 	// Everything is made before the first task starts, so that nothing runs when something is wrong.
 	var tasks []func(context.Context) error
-	verify := func(body []byte, _ string) (*events.Event, error) { return events.Decode(body) }
+	var known consume.Known
+	verify := func(body []byte, _ string) (*events.Event, error) { return known.Read(body, "", nil) }
 	if cfg.Verify {
 		ring, err := openKeyring(cfg.Keyring, log)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 )
 
 // keyringInterval is how often the keyring file is read for a change: a new probe's key counts without a restart.
@@ -23,6 +24,8 @@ type keyring struct {
 	log  *slog.Logger
 	ring atomic.Pointer[events.Keyring]
 	text []byte // what ring was made of
+
+	known consume.Known
 }
 
 // openKeyring reads the file for the first time. Without a keyring nothing can be verified, so an error here is final.
@@ -61,7 +64,7 @@ func (k *keyring) load() (changed bool, err error) {
 
 // verify is safe for concurrent use.
 func (k *keyring) verify(body []byte, signature string) (*events.Event, error) {
-	return events.Verify(body, signature, *k.ring.Load())
+	return k.known.Read(body, signature, k.ring.Load())
 }
 
 // watch takes the file's changes until ctx ends. While the file is wrong or away, the keys it had before still count, which is said once.

@@ -1,14 +1,18 @@
 // Package attempts keeps a log of every attempt to deliver where an operator can read it: in the stream WG_ATTEMPTS, one subject for each hook, for 7 days or
 // 64 MiB.
 //
-// It is best effort. A delivery never waits for it: what a broker that is slow or away does not take in time is dropped and counted. A record holds no URL,
-// no header and no answer of a hook.
+// A message holds what a hook was sent in a short time, a line of JSON for each attempt. It is best effort. A delivery never waits for it: what a broker that is
+// slow or away does not take in time is dropped and counted. A record holds no URL, no header and no answer of a hook.
 package attempts
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,10 +27,12 @@ import (
 )
 
 const (
-	waiting    = 1024            // records that wait for being sent
-	unanswered = 256             // records sent that the broker has not stored yet
-	patience   = 5 * time.Second // for its answer
-	reportEach = time.Minute     // how often it is said that records were dropped
+	waiting    = 1024                  // records that wait for being sent
+	gathering  = 50 * time.Millisecond // how long records are gathered, so that many attempts are few messages
+	together   = 512                   // records in one message at most: each has some hundred bytes, and the broker takes 1 MiB
+	unanswered = 256                   // messages sent that the broker has not stored yet
+	patience   = 5 * time.Second       // for its answer
+	reportEach = time.Minute           // how often it is said that records were dropped
 )
 
 // Record is one attempt.
@@ -43,11 +49,16 @@ type Record struct {
 	Class          deliver.Class `json:"class"`
 }
 
-// Parse reads a record. It returns false for what is none: whoever may read the stream can have the broker's answers stored in it.
-func Parse(msg *jetstream.RawStreamMsg) (Record, bool) {
-	var r Record
-	err := json.Unmarshal(msg.Data, &r)
-	return r, err == nil && r.Hook != "" && msg.Subject == broker.SubjectAttempt+r.Hook
+// Parse reads the records of a message, one in a line. What is none is left out: whoever may read the stream can have the broker's answers stored in it.
+func Parse(msg *jetstream.RawStreamMsg) []Record {
+	var records []Record
+	for line := range bytes.Lines(msg.Data) {
+		var r Record
+		if err := json.Unmarshal(line, &r); err == nil && r.Hook != "" && msg.Subject == broker.SubjectAttempt+r.Hook {
+			records = append(records, r)
+		}
+	}
+	return records
 }
 
 // Log is a consume.Observer that writes the log.
@@ -64,7 +75,9 @@ func New(nc *nats.Conn, log *slog.Logger) (*Log, error) {
 	js, err := jetstream.New(nc,
 		jetstream.WithPublishAsyncMaxPending(unanswered),
 		jetstream.WithPublishAsyncTimeout(patience),
-		jetstream.WithPublishAsyncErrHandler(func(jetstream.JetStream, *nats.Msg, error) { l.dropped.Add(1) }))
+		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, _ error) {
+			l.dropped.Add(uint64(bytes.Count(msg.Data, []byte("\n"))))
+		}))
 	l.js = js
 	return l, err
 }
@@ -108,7 +121,7 @@ func (l *Log) Run(ctx context.Context) error {
 	for {
 		select {
 		case r := <-l.records:
-			l.publish(r)
+			l.publish(l.gather(ctx, r))
 		case <-report.C:
 			if n := l.Dropped(); n > told {
 				l.log.Warn("attempts are missing in the log of attempts: the broker is slow or away", "dropped", n-told, "dropped_in_all", n)
@@ -118,7 +131,7 @@ func (l *Log) Run(ctx context.Context) error {
 			for {
 				select {
 				case r := <-l.records:
-					l.publish(r)
+					l.publish(l.gather(ctx, r))
 				default:
 					return nil
 				}
@@ -127,14 +140,39 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-// publish sends a record. With too many unanswered it waits for up to 200 ms, and gives the record up.
-func (l *Log) publish(r Record) {
-	body, err := json.Marshal(r)
-	if err == nil {
-		_, err = l.js.PublishAsync(broker.SubjectAttempt+r.Hook, body)
+// gather returns a record with those that follow soon.
+func (l *Log) gather(ctx context.Context, first Record) []Record {
+	records, enough := []Record{first}, time.After(gathering)
+	for len(records) < together {
+		select {
+		case r := <-l.records:
+			records = append(records, r)
+		case <-enough:
+			return records
+		case <-ctx.Done():
+			return records
+		}
 	}
-	if err != nil {
-		l.dropped.Add(1)
+	return records
+}
+
+// publish sends records, those of one hook in one message. The message with the newest record is the last, as Last expects. With too many unanswered it waits for up
+// to 200 ms, and gives a message up.
+func (l *Log) publish(records []Record) {
+	lines, newest := map[string][]byte{}, map[string]int{}
+	for i, r := range records {
+		line, err := json.Marshal(r)
+		if err != nil {
+			l.dropped.Add(1)
+			continue
+		}
+		lines[r.Hook], newest[r.Hook] = append(append(lines[r.Hook], line...), '\n'), i
+	}
+	hooks := slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return cmp.Compare(newest[a], newest[b]) })
+	for _, hook := range hooks {
+		if _, err := l.js.PublishAsync(broker.SubjectAttempt+hook, lines[hook]); err != nil {
+			l.dropped.Add(uint64(bytes.Count(lines[hook], []byte("\n"))))
+		}
 	}
 }
 
@@ -172,9 +210,8 @@ func Since(ctx context.Context, stream jetstream.Stream, hook string, from uint6
 			return nil, 0, err
 		}
 		next = msg.Sequence + 1
-		if r, ok := Parse(msg); ok {
-			records = append(records, r)
-		}
+		records = append(records, Parse(msg)...)
 	}
+	slices.SortStableFunc(records, func(a, b Record) int { return a.Time.Compare(b.Time) })
 	return records, next, nil
 }

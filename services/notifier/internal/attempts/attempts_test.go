@@ -160,6 +160,33 @@ func TestWhatIsWrittenIsReadByTheOperator(t *testing.T) {
 	})
 }
 
+func TestManyAttemptsAreFewMessages(t *testing.T) {
+	t.Parallel()
+	e := startBroker(t)
+	t.Cleanup(e.Shutdown)
+	l, err := New(login(t, e, broker.Notifier), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream := operated(t, e)
+	begin := time.Now()
+	var gathered []Record
+	for n := range 99 {
+		gathered = append(gathered, Record{Hook: []string{"chat", "pager", "mail"}[n%3], Number: n + 1, Time: begin.Add(time.Duration(n))})
+	}
+	l.publish(gathered)
+	<-l.js.PublishAsyncComplete()
+	for _, n := range []int{1, 2, 50, 99} {
+		records, next, err := Last(t.Context(), stream, "", n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(records) != n || records[0].Number != 100-n || records[n-1].Number != 99 || next != 4 {
+			t.Errorf("the last %d of 99 in 3 messages: %d, next %d: %v", n, len(records), next, records)
+		}
+	}
+}
+
 func TestABrokerThatIsAwayCostsRecordsAndNoTime(t *testing.T) {
 	t.Parallel()
 	e := startBroker(t)
@@ -189,8 +216,10 @@ func FuzzParse(f *testing.F) {
 	f.Add("wg.attempt.chat", []byte(`{"hook":"chat","number":1}`))
 	f.Add("wg.attempt.chat", []byte(`{"type":"io.nats.jetstream.api.v1.stream_info_response"}`))
 	f.Fuzz(func(t *testing.T, subject string, body []byte) {
-		if r, ok := Parse(&jetstream.RawStreamMsg{Subject: subject, Data: body}); ok && broker.SubjectAttempt+r.Hook != subject {
-			t.Errorf("hook %q of subject %q", r.Hook, subject)
+		for _, r := range Parse(&jetstream.RawStreamMsg{Subject: subject, Data: body}) {
+			if broker.SubjectAttempt+r.Hook != subject {
+				t.Errorf("hook %q of subject %q", r.Hook, subject)
+			}
 		}
 	})
 }

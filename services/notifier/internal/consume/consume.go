@@ -83,10 +83,13 @@ type Config struct {
 	Hook      Hook
 	Version   string // of the notifier, for the User-Agent
 	// Verify reads an event and proves its origin, as events.Verify does. An error that matches events.ErrUnverified says that it is an event of
-	// unproven origin, any other that it is no event.
+	// unproven origin, any other that it is no event. Several hooks may be given the same event: nobody changes it.
 	Verify   func(body []byte, signature string) (*events.Event, error)
 	Observer Observer
 	Log      *slog.Logger
+
+	// limiter keeps Policy.Rate; nil for no bound. Who is made with the Config of a Consumer shares it.
+	limiter *rate.Limiter
 }
 
 const (
@@ -100,6 +103,7 @@ const (
 	tryAgain      = time.Second     // after a failed request to the server
 	standbyWait   = 5 * time.Second // for the pin, in one request
 	recoverPoll   = 250 * time.Millisecond
+	recoverBatch  = 100             // messages, in one request
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
 )
 
@@ -133,7 +137,6 @@ type Consumer struct {
 	// stream is the one that was found last.
 	stream  jetstream.Stream
 	breaker retry.Breaker
-	limiter *rate.Limiter // nil for no limit
 	// dropped is the last stream sequence that is known to have been dropped by the stream undelivered, and was reported.
 	dropped uint64
 	// waiting is since when the hook waits for its consumer, zero while it does not: what is stored meanwhile is for it.
@@ -148,17 +151,19 @@ func New(c Config) (*Consumer, error) {
 	}
 	c.Log = c.Log.With("hook", c.Hook.Name)
 	c.Source.Stream = cmp.Or(c.Source.Stream, events.StreamEvents)
-	consumer := &Consumer{
+	switch p := c.Hook.Policy; {
+	case p.Rate == 0:
+		c.limiter = nil
+	case c.limiter == nil || c.limiter.Limit() != rate.Limit(p.Rate):
+		c.limiter = rate.NewLimiter(rate.Limit(p.Rate), p.burst())
+	}
+	return &Consumer{
 		Config:   c,
 		timing:   timing{ackWait: time.Minute, pinnedTTL: 30 * time.Second, audit: time.Minute},
 		sender:   sender,
 		ready:    make(chan struct{}),
 		attempts: map[uint64]*history{},
-	}
-	if p := c.Hook.Policy; p.Rate > 0 {
-		consumer.limiter = rate.NewLimiter(rate.Limit(p.Rate), p.burst())
-	}
-	return consumer, nil
+	}, nil
 }
 
 // Durable returns the name of a hook's consumer on its stream.

@@ -5,7 +5,7 @@
 // one owns a hook at a time: the server pins it (PriorityPolicyPinned) and the others stand by with a pull request that waits.
 //
 // All state of a hook belongs to one goroutine, session.run. Around it one goroutine pulls and reads messages (puller), as many as the hook's
-// concurrency send, and short ones acknowledge.
+// concurrency send, and short ones bury.
 //
 //	puller ──arrival──► session ──work──► worker ──outcome──► session ──► acknowledge, or bury ──closed──► session
 //

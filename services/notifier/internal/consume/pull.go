@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -33,6 +34,12 @@ type work struct {
 }
 
 func (w work) seq() uint64 { return w.meta.Sequence.Stream }
+
+// reading is a message that is being read.
+type reading struct {
+	msg  jetstream.Msg
+	work chan work
+}
 
 // pulled tells that a pull request has ended.
 type pulled struct {
@@ -104,17 +111,25 @@ func (p *puller) fetch(ctx context.Context, n int) error {
 	}
 	msgs, status := batch.Messages(), p.status
 	// Signatures are checked side by side, and what they are on is handed on in its order.
-	inOrder := make(chan chan work, n)
-	var handOn sync.WaitGroup
-	handOn.Go(func() {
-		for read := range inOrder {
-			if w := <-read; w.msg != nil {
+	toRead, inOrder := make(chan reading, n), make(chan reading, n)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer close(inOrder)
+	defer close(toRead)
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		helpers.Go(func() {
+			for r := range toRead {
+				r.work <- p.read(r.msg)
+			}
+		})
+	}
+	helpers.Go(func() {
+		for r := range inOrder {
+			if w := <-r.work; w.msg != nil {
 				p.out <- w // the session takes it as long as the puller runs
 			}
 		}
 	})
-	defer handOn.Wait()
-	defer close(inOrder)
 	for {
 		select {
 		case <-status:
@@ -126,9 +141,9 @@ func (p *puller) fetch(ctx context.Context, n int) error {
 				return p.failed(ctx, batch.Error())
 			}
 			p.pinned = true
-			read := make(chan work, 1)
-			inOrder <- read
-			go func() { read <- p.read(msg) }()
+			r := reading{msg, make(chan work, 1)}
+			toRead <- r
+			inOrder <- r
 		}
 	}
 }

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/wgherald/wgherald/pkg/events"
@@ -36,9 +38,10 @@ type outcome struct {
 
 // closing is a message whose fate is decided and which the server has yet to confirm.
 type closing struct {
-	work          work   // buried when it has a letter, acknowledged otherwise
-	busy          bool   // a request is under way
-	after, before uint64 // stream sequences of closings that must be confirmed first, and only then; 0 for none
+	work          work      // buried when it has a letter, acknowledged otherwise
+	busy          bool      // a request is under way
+	by            time.Time // when an acknowledgement counts as lost
+	after, before uint64    // stream sequences of closings that must be confirmed first, and only then; 0 for none
 }
 
 // confirmation is the end of such a request.
@@ -70,6 +73,7 @@ type session struct {
 	closing  map[uint64]*closing // by stream sequence
 	closeAt  time.Time           // when to ask again for failed closings; zero for none
 	failing  bool                // closings fail, and it was said
+	expireAt time.Time           // when to look next for acknowledgements that were not confirmed; zero for none
 	hookGone bool                // the hook answered 410, and the event of that answer is being buried
 
 	pin      string // who owns the consumer, as the last message said; empty when it is not we
@@ -94,6 +98,7 @@ type session struct {
 	askAt      time.Time // when to ask for the consumer's state
 	asking     bool      // a request for it is under way
 	stale      bool      // its answer is from before recovery began anew
+	missing    int       // messages that recovery may ask for, as the last answer said
 
 	credit        chan int
 	arrivals      chan work
@@ -102,6 +107,9 @@ type session struct {
 	outcomes      chan outcome
 	confirmations chan confirmation
 	answers       chan answer
+	// acked is where the server confirms acknowledgements, each on a subject of its own: acks and the stream sequence.
+	acked chan *nats.Msg
+	acks  string
 }
 
 func newSession(c *Consumer, cons jetstream.Consumer) *session {
@@ -122,6 +130,8 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 		outcomes:      make(chan outcome, n), // never more than n
 		confirmations: make(chan confirmation),
 		answers:       make(chan answer),
+		acked:         make(chan *nats.Msg, maxAckPending), // one that finds no room is asked for again
+		acks:          c.JetStream.Conn().NewInbox() + ".",
 	}
 }
 
@@ -132,6 +142,14 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	defer cancelLate()
 	pullCtx, cancelPull := context.WithCancel(late)
 	defer cancelPull()
+
+	sub, err := s.c.JetStream.Conn().ChanSubscribe(s.acks+"*", s.acked)
+	if err != nil {
+		s.c.Log.Debug("subscribe failed", "error", err)
+		sleep(ctx, tryAgain)
+		return s.c.resume
+	}
+	defer func() { _ = sub.Unsubscribe() }()
 
 	p := &puller{c: s.c, cons: s.cons, credit: s.credit, out: s.arrivals, ended: s.ended}
 	pulls := make(chan struct{})
@@ -217,6 +235,8 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 			}
 		case c := <-s.confirmations:
 			s.confirm(late, c)
+		case msg := <-s.acked:
+			s.confirm(late, s.confirmationIn(msg))
 		case a := <-s.answers:
 			s.compare(a)
 		case <-progress.C:
@@ -231,8 +251,12 @@ func (s *session) stop(late context.Context, released string, grace <-chan time.
 	// Messages sent before the pin was released are still on their way. Whatever is not caught here is missing until AckWait is over.
 	quiet := time.NewTimer(50 * time.Millisecond)
 	defer quiet.Stop()
+	gone := late.Done()
 	for pulls != nil || s.queue.Working() > 0 || s.asking || s.busy() {
 		select {
+		case <-gone:
+			gone = nil // no confirmation is waited for any more
+			s.expire(late, time.Now().Add(requestWait))
 		case <-quiet.C:
 			cancelPull()
 		case <-grace:
@@ -255,6 +279,8 @@ func (s *session) stop(late context.Context, released string, grace <-chan time.
 			s.conclude(late, o)
 		case c := <-s.confirmations:
 			s.confirm(late, c)
+		case msg := <-s.acked:
+			s.confirm(late, s.confirmationIn(msg))
 		case <-s.answers:
 			s.asking = false
 		}
@@ -335,6 +361,7 @@ func (s *session) unordered() bool { return s.c.Hook.Policy.Order == Unordered }
 func (s *session) recover() {
 	now := time.Now()
 	s.recovering = true
+	s.missing = 0
 	s.recoverBy = now.Add(s.c.ackWait + recoverMargin)
 	s.askAt = now
 	s.stale = s.asking
@@ -370,6 +397,9 @@ func (s *session) compare(a answer) {
 	}
 	if here < a.info.NumAckPending {
 		s.askAt = now.Add(recoverPoll)
+		if s.missing = a.info.NumAckPending - here; s.pulling {
+			s.missing = 0 // they may be on their way
+		}
 		return
 	}
 	s.recovered()
@@ -410,6 +440,9 @@ func (s *session) tick(ctx context.Context, now time.Time) {
 	}
 	if !s.asking && !now.Before(s.nextAsk()) {
 		s.ask(ctx)
+	}
+	if !s.expireAt.IsZero() && !now.Before(s.expireAt) {
+		s.expire(ctx, now)
 	}
 	if !s.closeAt.IsZero() && !now.Before(s.closeAt) {
 		s.closeAt = time.Time{}
@@ -452,6 +485,9 @@ func (s *session) idle(now time.Time) time.Duration {
 	}
 	if !s.closeAt.IsZero() {
 		earlier(s.closeAt)
+	}
+	if !s.expireAt.IsZero() {
+		earlier(s.expireAt)
 	}
 	if s.mayDeliver() {
 		if at, ok := s.queue.NextWake(); ok {
@@ -529,7 +565,7 @@ func (s *session) circuit() Circuit {
 }
 
 // pull asks for messages, as soon as there is room for half of what is fetched ahead: small requests cost as much as large ones. While recovering
-// everything un-acked must come, and up to maxAckPending it can.
+// everything un-acked must come, and up to maxAckPending it can. It asks for as many as are missing, no more: new ones may come in their place.
 //
 // While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
 // be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
@@ -542,7 +578,8 @@ func (s *session) pull() {
 	n := full - s.queue.Ready()
 	switch {
 	case s.recovering:
-		full, n, limit = 100, 100, maxAckPending
+		full, n, limit = 0, min(s.missing, recoverBatch), maxAckPending
+		s.missing -= n
 	case s.c.breaker.Open():
 		if s.queue.Ready() == 0 && s.held() < limit {
 			s.pulling = true
@@ -666,22 +703,57 @@ func (s *session) request(ctx context.Context, cl *closing) {
 	}
 	cl.busy = true
 	w := cl.work
+	if w.letter == nil {
+		// As DoubleAck does, but without a goroutine for each: there may be hundreds.
+		cl.by = time.Now().Add(requestWait)
+		if s.expireAt.IsZero() {
+			s.expireAt = cl.by
+		}
+		err := ctx.Err()
+		if err == nil {
+			err = s.c.JetStream.Conn().PublishRequest(w.msg.Reply(), s.acks+strconv.FormatUint(w.seq(), 10), []byte("+ACK"))
+		}
+		if err != nil {
+			s.confirm(ctx, confirmation{w.seq(), err})
+		}
+		return
+	}
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, requestWait)
 		defer cancel()
-		var err error
-		if w.letter != nil {
-			err = deadletter.Bury(ctx, s.c.JetStream, s.c.Hook.Name, w.msg, *w.letter)
-		} else {
-			err = w.msg.DoubleAck(ctx)
-		}
-		s.confirmations <- confirmation{w.seq(), err}
+		s.confirmations <- confirmation{w.seq(), deadletter.Bury(ctx, s.c.JetStream, s.c.Hook.Name, w.msg, *w.letter)}
 	}()
+}
+
+// confirmationIn reads the server's answer to an acknowledgement.
+func (s *session) confirmationIn(msg *nats.Msg) (c confirmation) {
+	c.seq, _ = strconv.ParseUint(strings.TrimPrefix(msg.Subject, s.acks), 10, 64) // the server answers on the subject it was given
+	if msg.Header.Get("Status") == "503" {
+		c.err = nats.ErrNoResponders
+	}
+	return c
+}
+
+// expire ends the acknowledgements that were not confirmed by now.
+func (s *session) expire(ctx context.Context, now time.Time) {
+	s.expireAt = time.Time{}
+	for seq, cl := range s.closing {
+		switch {
+		case !cl.busy || cl.work.letter != nil:
+		case !now.Before(cl.by):
+			s.confirm(ctx, confirmation{seq, nats.ErrTimeout})
+		case s.expireAt.IsZero() || cl.by.Before(s.expireAt):
+			s.expireAt = cl.by
+		}
+	}
 }
 
 // confirm ends a closing. One that failed is asked for again: the message is not delivered again, not even when it comes back.
 func (s *session) confirm(ctx context.Context, c confirmation) {
 	cl := s.closing[c.seq]
+	if cl == nil {
+		return // it was asked for twice
+	}
 	if c.err != nil {
 		cl.busy = false
 		if s.closeAt.IsZero() {

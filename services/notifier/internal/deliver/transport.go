@@ -29,7 +29,8 @@ func newTransport(t Target, roots *x509.CertPool, own []tls.Certificate, proxy *
 		MaxIdleConnsPerHost:    t.Concurrency,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxHeader,
-		DisableCompression:     true, // the answer is hardly looked at, and unpacking has no bound
+		ReadBufferSize:         1 << 10, // answers are short, and connections are many
+		DisableCompression:     true,    // the answer is hardly looked at, and unpacking has no bound
 		ForceAttemptHTTP2:      true,
 		// One HTTP/2 connection carries all attempts: without pings a dead one would be used until the kernel gives it up.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter},

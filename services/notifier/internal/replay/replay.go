@@ -2,7 +2,7 @@
 //
 // It is the hook's own consumer (package consume) on another stream, so that a replayed event is verified, signed, tried again and buried as any other, with the
 // same id. It is out of order by nature: what happened after it was delivered long ago, and receivers tell by the event's time and sequence. Only replays of one
-// peer keep their order among each other. They run beside the hook's events, neither waits for the other, each within the hook's rate. Neither the hook's
+// peer keep their order among each other. They run beside the hook's events, neither waits for the other, both together within the hook's rate. Neither the hook's
 // filter nor its hold is asked, because the operator was.
 package replay
 
@@ -16,7 +16,7 @@ import (
 // concurrency is the number of replays of one hook that are sent at a time, beside its events.
 const concurrency = 4
 
-// New returns the task for the replays of the hook that c is for.
+// New returns the task for the replays of the hook that c is for. With the Config of that hook's Consumer, both share its rate.
 func New(c consume.Config) (*consume.Consumer, error) {
 	c.Source = consume.Source{Stream: broker.StreamRetry, Subject: deadletter.RetrySubject(c.Hook.Name)}
 	c.Hook.Filter = route.Filter{}

@@ -135,6 +135,10 @@ func (b *bench) run() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.serve(c)
+}
+
+func (b *bench) serve(c *consume.Consumer) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = c.Run(ctx) })
@@ -224,6 +228,43 @@ func TestAReplayIsDeliveredToItsHookAloneWhateverItsFilter(t *testing.T) {
 	after = b.ask("chat", "good", 2)
 	eventually(t, "both are delivered and taken out of the stream", func() bool { return len(b.got()) == 2 && b.waiting() == 1 })
 	same(t, "delivered", []string{before, after}, b.got())
+}
+
+// deaf is for the hook itself, whose load is told.
+type deaf struct{ consume.Observer }
+
+func (deaf) Loaded(string, consume.Load) {}
+
+func TestEventsAndReplaysTogetherKeepTheRate(t *testing.T) {
+	t.Parallel()
+	const rate, each = 10, 10
+	b := newBench(t)
+	hook := b.config
+	hook.Hook.Policy.Rate, hook.Hook.Filter, hook.Observer = rate, route.Filter{}, deaf{b.observer}
+	c, err := consume.New(hook)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.config = c.Config
+	b.config.Observer = b.observer
+	b.run()
+	b.serve(c)
+	<-c.Ready()
+	begin := time.Now()
+	for range each {
+		b.ask("chat", "good", 1)
+		_, body := b.event(2)
+		msg := nats.NewMsg(string(events.PeerConnected))
+		msg.Data = body
+		msg.Header.Set(events.HeaderSignature, "good")
+		if _, err := b.probe.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all is delivered", func() bool { return len(b.got()) == 2*each })
+	if took, least := time.Since(begin), (2*each-1)*time.Second/rate; took < least {
+		t.Errorf("%d deliveries took %s, want %s at least", 2*each, took, least)
+	}
 }
 
 func TestAReplayIsRetriedAndBuriedLikeAnyOther(t *testing.T) {

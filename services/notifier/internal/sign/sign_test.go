@@ -110,3 +110,14 @@ func TestSecretNeverPrints(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkSign(b *testing.B) {
+	key, err := sign.ParseSecret(otherSecret)
+	if err != nil {
+		b.Fatal(err)
+	}
+	body, secrets := make([]byte, 827), []sign.Secret{key}
+	for b.Loop() {
+		sign.Sign(vectorID, time.Unix(vectorTime, 0), body, secrets)
+	}
+}

@@ -1,0 +1,44 @@
+package consume
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
+)
+
+func TestAnAcknowledgementThatIsNotConfirmedIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	letter := work{letter: &deadletter.Letter{}}
+	s := &session{c: &Consumer{Config: Config{Log: slog.New(slog.DiscardHandler)}}, closing: map[uint64]*closing{
+		1: {busy: true, by: now.Add(-time.Second)},
+		2: {busy: true, by: now.Add(2 * time.Second)},
+		3: {busy: true, by: now.Add(time.Second)},
+		4: {busy: true, work: letter}, // has a time-out of its own
+		5: {},
+	}, acks: "inbox."}
+	s.expire(t.Context(), now)
+	if s.closing[1].busy || s.closeAt.IsZero() {
+		t.Error("the one whose time is over is not asked for again")
+	}
+	if !s.closing[2].busy || !s.closing[3].busy || !s.closing[4].busy {
+		t.Error("one is asked for again before its time")
+	}
+	if want := now.Add(time.Second); !s.expireAt.Equal(want) {
+		t.Errorf("the next look is at %s, want %s", s.expireAt, want)
+	}
+	s.confirm(t.Context(), s.confirmationIn(&nats.Msg{Subject: "inbox.3", Header: nats.Header{"Status": {"503"}}}))
+	if s.closing[3].busy {
+		t.Error("nobody took the acknowledgement, and it is not asked for again")
+	}
+	for range 2 { // the first one was late, and the second answers the second request
+		s.confirm(t.Context(), s.confirmationIn(&nats.Msg{Subject: "inbox.1"}))
+	}
+	if s.closing[1] != nil {
+		t.Error("it is confirmed, and held")
+	}
+}
