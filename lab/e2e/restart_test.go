@@ -148,9 +148,8 @@ func TestBrokerAbsentAtStart(t *testing.T) {
 				probe = append(probe, probe...)
 			}
 			s.must(s.LaunchNotifier(), s.StartProbe())
-			// Packets are heard once the probe watches.
-			_, err := s.Probe.WaitLine(s.ctx, "interface is watched")
-			s.must(err, alice.Connect(s.ctx), bob.Connect(s.ctx))
+			s.awaitMetric(probeMetrics, "wgherald_probe_peers_configured 2") // the first look is the baseline
+			s.must(alice.Connect(s.ctx), bob.Connect(s.ctx))
 			s.awaitMetric(probeMetrics, `wgherald_probe_events_total{type="wg.peer.connected"} 2`)
 
 			s.must(s.StartBroker(s.ctx))
