@@ -54,7 +54,7 @@ func TestStack(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &stack{engine: startEngine(ctx, t)}
-	s.makeBaseImages(ctx, t, root)
+	s.importBaseImages(ctx, t, root)
 	s.receive(ctx, t)
 	s.compose = append(s.compose, "-f", filepath.Join(root, "deploy/compose.yaml"), "--profile", "demo")
 	t.Cleanup(func() {

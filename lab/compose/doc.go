@@ -4,9 +4,8 @@
 // process namespace, so "the host's network" of the file is that namespace's, and all containers are gone when the test is, however it ends. What is left
 // behind when it is killed is one directory below the temporary one, and cgroups without a process.
 //
-// In there is no registry, nor any other network. What the images are built from is made here: golang:1.26 of the toolchain that runs the test, with the modules
-// it has, a shell, mkdir and the system's certificates; nats:2.15.2 of the nats-server that the notifier embeds. Both have the paths and the entry points of
-// the official images. The images of wgherald are built from these by its own Dockerfiles.
+// In there is no registry, nor any other network: lab/internal/standin makes what the images are built from, and NATS. The images of wgherald are built by its own
+// Dockerfiles.
 //
 // It takes dockerd, docker and docker compose, or docker-compose: Debian's docker.io and docker-compose will do.
 package compose

@@ -18,6 +18,7 @@ import (
 
 	"github.com/wgherald/wgherald/lab/internal/netns"
 	"github.com/wgherald/wgherald/lab/internal/runner"
+	"github.com/wgherald/wgherald/lab/internal/standin"
 	"github.com/wgherald/wgherald/lab/internal/testreq"
 )
 
@@ -153,6 +154,25 @@ func (e *engine) dockerIn(ctx context.Context, t *testing.T, stdin io.Reader, ar
 		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, errs.String())
 	}
 	return strings.TrimSpace(out.String())
+}
+
+// importBaseImages makes what the images are built from, and the broker.
+func (e *engine) importBaseImages(ctx context.Context, t *testing.T, root string) {
+	t.Helper()
+	notifier := filepath.Join(root, "services/notifier")
+	nats, err := standin.NATS(ctx, notifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range []standin.Image{nats, standin.Golang(notifier, filepath.Join(root, "services/probe"), filepath.Join(root, "lab/compose/demo"))} {
+		args := []string{"import"}
+		for _, change := range image.Changes {
+			args = append(args, "--change", change)
+		}
+		files := image.Archive(ctx)
+		e.dockerIn(ctx, t, files, append(args, "-", image.Name)...)
+		files.Close()
+	}
 }
 
 // inspect reads what the engine knows of a container or an image into v.

@@ -6,7 +6,6 @@
 //	   └─ podman's bridge ─┬─ notifier
 //	                       └─ nats, also at 127.0.0.1:4222
 //
-// podman has a store in a temporary directory and the hub's network as its host's, so nothing of the machine's own podman is read or changed. The images of the
-// services come out of their Dockerfiles; no registry is asked: golang is an image without anything of its own, to which this machine's toolchain is mounted,
-// and nats one with the server that the notifier's module has.
+// podman has a store in a temporary directory, the hub's network as its host's, and a copy of /etc, so nothing of the machine's own podman is read or changed. The
+// images of the services come out of their Dockerfiles; no registry is asked: lab/internal/standin makes what they are built from, and NATS.
 package kube

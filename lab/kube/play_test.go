@@ -1,11 +1,12 @@
 package kube
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,11 +16,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/wgherald/wgherald/lab/internal/lab"
 	"github.com/wgherald/wgherald/lab/internal/netns"
 	"github.com/wgherald/wgherald/lab/internal/runner"
 	"github.com/wgherald/wgherald/lab/internal/sink"
+	"github.com/wgherald/wgherald/lab/internal/standin"
 	"github.com/wgherald/wgherald/lab/internal/testreq"
 	"github.com/wgherald/wgherald/lab/internal/watch"
 	"github.com/wgherald/wgherald/pkg/events"
@@ -39,39 +42,44 @@ var pods = []string{"nats", "notifier", "probe"}
 // missing.
 func TestPlay(t *testing.T) {
 	l := newLab(t)
+	ownEtc(t, l.NS)
 	p := newPodman(t, l)
 	p.services()
 	links := p.links()
 
-	settings := filepath.Join(p.dir, "settings.yaml")
-	write(t, settings, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: wgherald}\ndata: {WEBHOOK_URL: %q, WEBHOOK_SECRET: %q, PROBE_NODE: %s}\n",
-		listen(t, l), l.Sink.Secret(), lab.Node))
-	play := func() {
+	url := listen(t, l)
+	play := func(data string) {
+		settings := filepath.Join(p.dir, "settings.yaml")
+		write(t, settings, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: wgherald}\ndata: {PROBE_NODE: "+lab.Node+", "+data+"}\n")
 		for _, pod := range pods {
 			p.must("kube", "play", "--replace", "--configmap", settings, file(t, pod))
 		}
 	}
-	play()
+	play(fmt.Sprintf("WEBHOOK_URL: %q, WEBHOOK_SECRET: %q", url, l.Sink.Secret()))
 	l.Events = reader(t, p)
-	comes := func(c *lab.Client) {
+	comes := func(c *lab.Client) *events.Event {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		if err := c.Connect(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.Delivered(ctx, 0, events.PeerConnected, c.PublicKey().String()); err != nil {
+		d, err := l.Delivered(ctx, 0, events.PeerConnected, c.PublicKey().String())
+		if err != nil {
 			t.Fatalf("%v\n%s", err, p.logs())
 		}
+		return d.Event
 	}
 
 	comes(l.Clients[0])
 	published(t, l, l.Clients[0])
 	t.Run("containers", func(t *testing.T) { p.checkContainers(t) })
 	seed := p.volumeFile(t, "reader", "reader.nk")
-	// The operator's command of deploy/kube/README.md.
+	// The commands of deploy/kube/README.md.
+	p.must("exec", "wgherald-probe-probe", "/probe", "health")
+	p.must("exec", "wgherald-notifier-notifier", "/notifier", "health")
 	if dead := p.must("run", "--rm", "--user=0:0", "--pod=wgherald-notifier", "-v=wgherald-keys-operator:/operator:ro", "-e=NATS_URL=nats://wgherald-nats:4222",
-		"wgherald/notifier", "dead", "list", "-key", "/operator/operator.nk"); strings.Contains(dead, "alice") {
+		"wgherald/notifier:dev", "dead", "list", "-key", "/operator/operator.nk"); strings.Contains(dead, "alice") {
 		t.Errorf("dead letters:\n%s", dead)
 	}
 
@@ -83,8 +91,20 @@ func TestPlay(t *testing.T) {
 			t.Errorf("%s was killed, and restarted %d times", container, now.RestartCount)
 		}
 	}
-	play()
-	comes(l.Clients[4])
+
+	// Again, with all that users may add.
+	p.userFile("notifier/hooks.yaml", fmt.Sprintf("hooks: [{name: default, url: %q, secret: %q}]\n", url, l.Sink.Secret()))
+	p.userFile("probe/names", l.Clients[4].PublicKey().String()+" by-its-file\n")
+	play("NOTIFIER_HOOKS: /etc/wgherald/hooks.yaml, NOTIFIER_METRICS: 0.0.0.0:9586, PROBE_NAMES: /etc/wgherald/names, PROBE_METRICS: 127.0.0.1:9585")
+	if name := comes(l.Clients[4]).Peer().Name; name != "by-its-file" {
+		t.Errorf("%s is called %q", l.Clients[4].Name, name)
+	}
+	address := p.must("container", "inspect", "--format={{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "wgherald-notifier-notifier")
+	for at, metric := range map[string]string{"127.0.0.1:9585": "wgherald_probe_", address + ":9586": "wgherald_notifier_"} {
+		if text := p.metrics(at); !strings.Contains(text, metric) {
+			t.Errorf("no %s in the metrics at %s:\n%s", metric, at, text)
+		}
+	}
 	if p.volumeFile(t, "reader", "reader.nk") != seed {
 		t.Error("playing again made other keys")
 	}
@@ -118,7 +138,7 @@ func newLab(t *testing.T) *lab.Lab {
 	if err := netns.Available(); err != nil {
 		testreq.Skip(t, testreq.Kube, err.Error())
 	}
-	bins, err := runner.Build(t.Context(), runner.NATSServer)
+	bins, err := runner.Build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,60 +222,34 @@ func file(t *testing.T, pod string) string {
 	return name
 }
 
-// services makes the images of the services from their Dockerfiles, without a network. Their base, golang, has this machine's toolchain and caches.
+// services makes the images of the services from their Dockerfiles, without a network.
 func (p *podman) services() {
 	p.t.Helper()
-	goEnv := func(name string) string {
-		out, err := exec.CommandContext(p.t.Context(), "go", "env", name).Output()
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		return strings.TrimSpace(string(out))
-	}
 	root, err := filepath.Abs(repository)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.must("import", "--change=ENV PATH=/goroot/bin:/usr/bin:/bin", "--change=ENV GOTOOLCHAIN=local", "--change=ENV GOPROXY=off",
-		"--change=ENV GOMODCACHE=/gomodcache", "--change=ENV GOCACHE=/gocache", p.golang(), "docker.io/library/golang:1.26")
+	dir := func(service string) string { return filepath.Join(root, "services", service) }
+	if _, err := p.importImage(standin.Golang(dir("notifier"), dir("probe"))); err != nil {
+		p.t.Fatal(err)
+	}
 	for _, service := range []string{"notifier", "probe"} {
-		p.must("build", "--quiet", "--pull=never", "--network=none",
-			"--volume=/usr:/usr:ro",
-			"--volume="+goEnv("GOROOT")+":/goroot:ro",
-			"--volume="+goEnv("GOMODCACHE")+":/gomodcache:O", // what is written there is thrown away
-			"--volume="+goEnv("GOCACHE")+":/gocache:O",
-			"--tag=wgherald/"+service, "--file="+filepath.Join(root, "services", service, "Dockerfile"), root)
+		p.must("build", "--quiet", "--pull=never", "--network=none", "--layers=false", "--tag=wgherald/"+service+":dev", "--file="+filepath.Join(dir(service), "Dockerfile"), root)
 	}
 }
 
-// golang writes the file system of an image that has a shell as soon as a machine's /usr is mounted.
-func (p *podman) golang() string {
-	p.t.Helper()
-	name := filepath.Join(p.dir, "golang.tar")
-	f, err := os.Create(name)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer f.Close()
-	w := tar.NewWriter(f)
-	add := func(h tar.Header, body string) {
-		h.Size = int64(len(body))
-		if err := w.WriteHeader(&h); err != nil {
-			p.t.Fatal(err)
+// ownEtc gives the hub an /etc of its own, where users put files for the pods and podman makes the directories for them.
+func ownEtc(t *testing.T, ns *netns.NS) {
+	t.Helper()
+	const etc = netns.Dir + "/etc"
+	if err := ns.Do(func() error {
+		if out, err := exec.Command("cp", "-a", "/etc", etc).CombinedOutput(); err != nil {
+			return fmt.Errorf("copy /etc: %w\n%s", err, out)
 		}
-		if _, err := w.Write([]byte(body)); err != nil {
-			p.t.Fatal(err)
-		}
+		return unix.Mount(etc, "/etc", "", unix.MS_BIND, "")
+	}); err != nil {
+		t.Fatal(err)
 	}
-	for _, dir := range []string{"bin", "lib", "lib64"} {
-		add(tar.Header{Typeflag: tar.TypeSymlink, Name: dir, Linkname: "usr/" + dir, Mode: 0o777}, "")
-	}
-	add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, "")
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/ssl/certs/ca-certificates.crt", Mode: 0o644}, "no authority\n")
-	if err := w.Close(); err != nil {
-		p.t.Fatal(err)
-	}
-	return name
 }
 
 // container is what podman inspect tells.
@@ -315,9 +309,11 @@ func (p *podman) checkContainers(t *testing.T) {
 		}},
 		"wgherald-nats-nats":          {User: "0:0", Mounts: []string{"wgherald-keys-broker:/keys", "wgherald-nats-data:/data rw"}},
 		"wgherald-notifier-provision": {User: "65534:65534", Ended: true, Mounts: []string{"wgherald-keys-provision:/keys"}},
-		"wgherald-notifier-notifier":  {User: "65534:65534", Mounts: []string{"wgherald-keys-notifier:/keys"}},
+		"wgherald-notifier-notifier": {User: "65534:65534", Mounts: []string{
+			"/etc/wgherald/notifier:/etc/wgherald", "wgherald-keys-notifier:/keys", "wgherald-notifier-state:/var/lib/wgherald-notifier rw",
+		}},
 		"wgherald-probe-probe": {User: "0:0", Capabilities: []string{"CAP_NET_ADMIN", "CAP_NET_RAW"}, HostNetwork: true, Mounts: []string{
-			"/run/wireguard:/var/run/wireguard rw", "wgherald-keys-probe:/keys", "wgherald-probe-state:/var/lib/wgherald-probe rw",
+			"/etc/wgherald/probe:/etc/wgherald", "/run/wireguard:/var/run/wireguard", "wgherald-keys-probe:/keys", "wgherald-probe-state:/var/lib/wgherald-probe rw",
 		}},
 	}
 	got := map[string]may{}
@@ -382,12 +378,38 @@ func (p *podman) checkProcess(t *testing.T, c container) {
 	}
 }
 
+// userFile writes a file for a pod, readable by the notifier's user.
+func (p *podman) userFile(name, text string) {
+	p.t.Helper()
+	if err := p.ns.Do(func() error { return os.WriteFile(filepath.Join("/etc/wgherald", name), []byte(text), 0o644) }); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// metrics are what is served at an address that the hub reaches.
+func (p *podman) metrics(address string) string {
+	p.t.Helper()
+	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (net.Conn, error) {
+		return p.ns.Dial(network, address)
+	}}}
+	resp, err := client.Get("http://" + address + "/metrics")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(text)
+}
+
 // kill ends a container's process behind podman's back.
 func (p *podman) kill(c container) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
-	if _, err := p.program(ctx, "sh", "-c", fmt.Sprintf("kill -KILL %d", c.State.PID)); err != nil {
+	if _, err := p.program(ctx, nil, "sh", "-c", fmt.Sprintf("kill -KILL %d", c.State.PID)); err != nil {
 		p.t.Fatal(err)
 	}
 }
@@ -412,7 +434,7 @@ func (p *podman) logs() string {
 	names, _ := p.run("ps", "--all", "--format={{.Names}}")
 	for name := range strings.FieldsSeq(names) {
 		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
-		text, _ := p.program(ctx, "sh", "-c", "podman logs --tail 10 "+name+" 2>&1")
+		text, _ := p.program(ctx, nil, "sh", "-c", "podman logs --tail 10 "+name+" 2>&1")
 		cancel()
 		fmt.Fprintf(&all, "%s:\n%s\n", name, text)
 	}

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,6 +23,7 @@ import (
 	"github.com/wgherald/wgherald/lab/internal/lab"
 	"github.com/wgherald/wgherald/lab/internal/netns"
 	"github.com/wgherald/wgherald/lab/internal/runner"
+	"github.com/wgherald/wgherald/lab/internal/standin"
 	"github.com/wgherald/wgherald/lab/internal/testreq"
 )
 
@@ -34,11 +37,7 @@ const (
 	// files by default.
 	podmanNproc = 32768
 	maxFiles    = 1 << 20
-
-	natsImage = "docker.io/library/nats:2.15.2"
 )
-
-var runtimes = []string{"crun", "runc"}
 
 func TestMain(m *testing.M) {
 	if os.Getenv(initVar) != "" {
@@ -98,14 +97,20 @@ func newPodman(t *testing.T, l *lab.Lab) *podman {
 		"CONTAINERS_CONF=" + filepath.Join(dir, "containers.conf"), "CONTAINERS_STORAGE_CONF=" + filepath.Join(dir, "storage.conf"),
 	}
 	write(t, filepath.Join(dir, "storage.conf"), fmt.Sprintf("[storage]\ngraphroot = %q\nrunroot = %q\n", filepath.Join(dir, "root"), netns.Dir+"/podman"))
-	p.configure(runtimes[0]) // making an image of files needs none
-	p.image(natsImage, `FROM scratch
-COPY nats-server /nats-server
-EXPOSE 4222 8222 6222
-ENTRYPOINT ["/nats-server"]
-CMD ["--config", "nats-server.conf"]
-`)
-	p.chooseRuntime()
+	installed := slices.DeleteFunc([]string{"crun", "runc"}, func(runtime string) bool { _, err := exec.LookPath(runtime); return err != nil })
+	if len(installed) == 0 {
+		testreq.Skip(t, testreq.Kube, "there is neither crun nor runc")
+	}
+	p.configure(installed[0]) // podman does nothing without one
+	nats, err := standin.NATS(t.Context(), filepath.Join(repository, "services", "notifier"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := p.importImage(nats)
+	if err != nil {
+		testreq.Skip(t, testreq.Kube, "podman makes no image here: "+err.Error())
+	}
+	p.chooseRuntime(installed, image)
 	return p
 }
 
@@ -138,16 +143,12 @@ func removeEmpty(dir string) {
 }
 
 // chooseRuntime takes the first runtime that runs a container here, in a pod on podman's bridge.
-func (p *podman) chooseRuntime() {
+func (p *podman) chooseRuntime(runtimes []string, image string) {
 	p.t.Helper()
 	var failures []error
 	for _, runtime := range runtimes {
-		if _, err := exec.LookPath(runtime); err != nil {
-			failures = append(failures, err)
-			continue
-		}
 		p.configure(runtime)
-		_, err := p.run("run", "--rm", "--pod=new:try", natsImage, "--version")
+		_, err := p.run("run", "--rm", "--pod=new:try", image, "--version")
 		_, rmErr := p.run("pod", "rm", "--force", "--ignore", "try")
 		if err = errors.Join(err, rmErr); err == nil {
 			return
@@ -189,15 +190,15 @@ const commandTimeout = 5 * time.Minute
 func (p *podman) run(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
-	return p.program(ctx, "podman", args...)
+	return p.program(ctx, nil, "podman", args...)
 }
 
 // program runs a program where podman runs: in the hub's network and among the processes there.
-func (p *podman) program(ctx context.Context, name string, args ...string) (string, error) {
+func (p *podman) program(ctx context.Context, stdin io.Reader, name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	c := exec.CommandContext(ctx, name, args...)
 	c.Env, c.Dir = p.env, p.dir
-	c.Stdout, c.Stderr = &stdout, &stderr
+	c.Stdin, c.Stdout, c.Stderr = stdin, &stdout, &stderr
 	c.WaitDelay = time.Second // containers inherit none of these, but what podman starts to tidy up may
 	if err := p.ns.Do(c.Start); err != nil {
 		return "", err
@@ -218,14 +219,19 @@ func (p *podman) must(args ...string) string {
 	return out
 }
 
-// image makes an image of what is in the hub's private directory, where the lab installs programs.
-func (p *podman) image(name, dockerfile string) {
-	p.t.Helper()
-	file := filepath.Join(p.dir, "Dockerfile")
-	write(p.t, file, dockerfile)
-	if _, err := p.run("build", "-q", "--network=none", "-t", name, "-f", file, netns.Dir); err != nil {
-		testreq.Skip(p.t, testreq.Kube, "podman makes no image here: "+err.Error())
+// importImage makes a base image. Docker Hub is where podman would look for it.
+func (p *podman) importImage(image standin.Image) (name string, err error) {
+	name = "docker.io/library/" + image.Name
+	args := []string{"import", "--quiet"}
+	for _, change := range image.Changes {
+		args = append(args, "--change="+change)
 	}
+	ctx, cancel := context.WithTimeout(p.t.Context(), commandTimeout)
+	defer cancel()
+	files := image.Archive(ctx)
+	defer files.Close()
+	_, err = p.program(ctx, files, "podman", append(args, "-", name)...)
+	return name, err
 }
 
 // processes are the ids of the processes in the hub, but for the first.
