@@ -1,8 +1,12 @@
 package consume
 
 import (
+	"bytes"
 	"io"
 	"net"
+	"net/http"
+	"runtime/pprof"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -128,5 +132,42 @@ func TestAMessageOnItsWayToANotifierThatStopsIsHandedBack(t *testing.T) {
 				t.Errorf("the next owner took %s", took)
 			}
 		})
+	}
+}
+
+// A change of its configuration ends a hook and begins another one. It runs alone, or others' goroutines would be there, too.
+func TestAHookThatEndsLeavesNothing(t *testing.T) {
+	b := newBroker(t)
+	var both sync.WaitGroup
+	both.Add(2)
+	s := newSink(t, func(http.ResponseWriter, string, int) int {
+		both.Done()
+		both.Wait() // so that there are two connections
+		return http.StatusOK
+	})
+	n := run(t, b, s)
+	b.publish("alice", "bob")
+	s.take(t, "", 2)
+	b.finished("h")
+	left := func() (n int) {
+		var stacks bytes.Buffer
+		_ = pprof.Lookup("goroutine").WriteTo(&stacks, 2)
+		for stack := range strings.SplitSeq(stacks.String(), "\n\n") {
+			if strings.Contains(stack, "(*persistConn)") || strings.Contains(stack, "(*puller)") || strings.Contains(stack, "(*session)") {
+				n++
+			}
+		}
+		return n
+	}
+	// Two for each connection, one that serves, one that pulls; whoever waits for the inbox is of the library.
+	eventually(t, "the hook is idle", func() bool { return left() == 6 })
+	n.stop()
+	eventually(t, "no goroutine and no connection is left", func() bool { return left() == 0 })
+	if n := b.info("h").NumWaiting; n != 0 {
+		t.Errorf("%d pull requests are left", n)
+	}
+	// One is the library's, for answers to requests.
+	if n := n.js.Conn().NumSubscriptions(); n != 1 {
+		t.Errorf("%d subscriptions are left, want 1", n)
 	}
 }

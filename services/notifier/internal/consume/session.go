@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -103,7 +102,6 @@ type session struct {
 	credit        chan int
 	arrivals      chan work
 	ended         chan pulled
-	jobs          chan work
 	outcomes      chan outcome
 	confirmations chan confirmation
 	answers       chan answer
@@ -123,7 +121,6 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 		start:         cons.CachedInfo().AckFloor.Stream + 1,
 		next:          cons.CachedInfo().Delivered.Stream + 1,
 		tail:          sequences(cons.CachedInfo()),
-		jobs:          make(chan work, n),    // never more than n
 		outcomes:      make(chan outcome, n), // never more than n
 		confirmations: make(chan confirmation),
 		answers:       make(chan answer),
@@ -160,10 +157,6 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		defer close(pulls)
 		p.run(pullCtx)
 	}()
-	var workers sync.WaitGroup
-	for range s.concurrency {
-		workers.Go(func() { s.work(late) })
-	}
 
 	gone := s.serve(ctx, late)
 	grace := time.NewTimer(stopGrace) // for all that follows but flush
@@ -176,9 +169,6 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		s.surrender()
 	}
 	s.stop(late, released, grace.C, cancelLate, cancelPull, pulls)
-	close(s.jobs)
-	workers.Wait()
-
 	resume = s.next
 	if released == "" || s.recovering {
 		resume = min(resume, s.start)
@@ -507,7 +497,7 @@ func (s *session) mayDeliver() bool {
 	return s.pin != "" && (!s.recovering || s.unordered()) && s.queue.Working() < s.concurrency
 }
 
-// dispatch gives the workers what they can take.
+// dispatch begins the attempts that may be made now. Each has a goroutine of its own, so that an idle hook has none.
 func (s *session) dispatch(ctx context.Context, now time.Time) {
 	s.late = time.Time{}
 	for s.mayDeliver() {
@@ -541,7 +531,7 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 			s.trial = it.Seq
 		}
 		s.queue.Next(now)
-		s.jobs <- w
+		go s.attempt(ctx, w)
 	}
 }
 
@@ -599,18 +589,16 @@ func (s *session) pull() {
 	}
 }
 
-// work makes attempts until there are no more jobs. When ctx ends, attempts end early.
-func (s *session) work(ctx context.Context) {
-	for w := range s.jobs {
-		o := outcome{work: w}
-		req, err := s.c.Hook.Format(w.event, w.msg.Data)
-		if err != nil {
-			o.unrenderable = err
-		} else {
-			o.result = s.c.sender.Send(ctx, w.event.ID, req)
-		}
-		s.outcomes <- o
+// attempt tries to deliver a message. When ctx ends, it ends early.
+func (s *session) attempt(ctx context.Context, w work) {
+	o := outcome{work: w}
+	req, err := s.c.Hook.Format(w.event, w.msg.Data)
+	if err != nil {
+		o.unrenderable = err
+	} else {
+		o.result = s.c.sender.Send(ctx, w.event.ID, req)
 	}
+	s.outcomes <- o
 }
 
 // conclude draws the consequence of an attempt.
