@@ -270,7 +270,8 @@ func (p *puller) handOn(w work) {
 	}
 }
 
-// drain ends the inbox and hands on what the server has sent until then.
+// drain ends the inbox and hands on what the server has sent until then. The first nudge waits for it; without the inbox it would be dropped on its way.
+// The second has the server forget a request that still waits there: it would give it the pin, and nobody would get anything for PinnedTTL.
 func (p *puller) drain(ctx context.Context) {
 	p.asking = false
 	ctx, cancel := context.WithTimeout(ctx, tryAgain)
@@ -303,8 +304,8 @@ func (p *puller) last(ctx context.Context, closed chan struct{}) {
 	}
 }
 
-// nudge sends a request that brings nothing and expires at once. Its answer comes after what the server has sent for earlier ones, and the server
-// forgets requests whose inbox is gone: it would give them the pin.
+// nudge sends a request that brings nothing and expires at once. Its answer comes after what the server has sent for earlier ones, and with it the server
+// looks for those whose inbox is gone.
 func (p *puller) nudge(ctx context.Context) {
 	body, err := json.Marshal(request{Batch: 1, Expires: time.Millisecond, MaxBytes: 1, Group: group})
 	if err == nil {
