@@ -53,6 +53,12 @@ type request struct {
 	Pin       string        `json:"id,omitempty"`
 }
 
+// reading is a message that is being read.
+type reading struct {
+	msg  *nats.Msg
+	work chan work
+}
+
 // puller asks the server for messages, one request at a time. One request at a time keeps the deliveries in the order of the consumer's numbering,
 // which is what shows a lost one.
 //
@@ -78,20 +84,22 @@ type puller struct {
 	left    int    // messages that it may still bring
 	silence *time.Timer
 
-	pin     string      // who owns the consumer, as the last message said; empty when it is not we
-	reading []chan work // messages whose signatures are being checked, side by side, and which are handed on in their order
+	pin     string    // who owns the consumer, as the last message said; empty when it is not we
+	reading []reading // messages whose signatures are being checked, side by side, and which are handed on in their order
+	readers *pool[reading]
 }
 
 func newPuller(c *Consumer, cons jetstream.Consumer) (*puller, error) {
 	p := &puller{
 		c: c, cons: cons,
-		in: make(chan *nats.Msg), over: make(chan struct{}),
+		in: make(chan *nats.Msg, recoverBatch), over: make(chan struct{}),
 		credit: make(chan int, 1), // never more than one
 		out:    make(chan work), ended: make(chan pulled),
 		inbox:   c.JetStream.Conn().NewInbox() + ".",
 		subject: fmt.Sprintf("$JS.API.CONSUMER.MSG.NEXT.%s.%s", c.Source.Stream, Durable(c.Hook.Name)),
 		silence: time.NewTimer(0),
 	}
+	p.readers = newPool(func(r reading) { r.work <- p.read(r.msg) })
 	var err error
 	p.sub, err = c.JetStream.Conn().Subscribe(p.inbox+"*", func(msg *nats.Msg) {
 		select {
@@ -117,6 +125,7 @@ func (p *puller) heartbeat() time.Duration { return p.wait() / 5 }
 // run serves until ctx ends, and then until everything that the server has sent is handed on.
 func (p *puller) run(ctx context.Context) {
 	defer close(p.over)
+	defer close(p.readers.jobs)
 	defer p.silence.Stop()
 	nc := p.c.JetStream.Conn()
 	status := nc.StatusChanged(nats.CONNECTED)
@@ -127,7 +136,7 @@ func (p *puller) run(ctx context.Context) {
 			credit = nil
 		}
 		in := p.in
-		if len(p.reading) >= runtime.GOMAXPROCS(0) {
+		if len(p.reading) >= 2*runtime.GOMAXPROCS(0) {
 			in = nil
 		}
 		select {
@@ -208,9 +217,9 @@ func (p *puller) take(ctx context.Context, msg *nats.Msg) {
 		return
 	}
 	p.pin = msg.Header.Get(headerPin)
-	read := make(chan work, 1)
-	p.reading = append(p.reading, read)
-	go func() { read <- p.read(msg) }()
+	r := reading{msg, make(chan work, 1)}
+	p.reading = append(p.reading, r)
+	p.readers.start(r)
 	if !p.asking {
 		return
 	}
@@ -259,7 +268,7 @@ func (p *puller) first() chan work {
 	if len(p.reading) == 0 {
 		return nil
 	}
-	return p.reading[0]
+	return p.reading[0].work
 }
 
 // handOn gives the session, which takes it as long as the puller runs, the first message.
@@ -290,7 +299,7 @@ func (p *puller) drain(ctx context.Context) {
 
 // last takes what comes to the inbox until it is closed.
 func (p *puller) last(ctx context.Context, closed chan struct{}) {
-	for open := true; open || len(p.reading) > 0; {
+	for open := true; open || len(p.in) > 0 || len(p.reading) > 0; {
 		select {
 		case msg := <-p.in:
 			p.take(ctx, msg)

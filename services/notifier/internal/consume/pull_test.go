@@ -153,7 +153,8 @@ func TestAHookThatEndsLeavesNothing(t *testing.T) {
 		var stacks bytes.Buffer
 		_ = pprof.Lookup("goroutine").WriteTo(&stacks, 2)
 		for stack := range strings.SplitSeq(stacks.String(), "\n\n") {
-			if strings.Contains(stack, "(*persistConn)") || strings.Contains(stack, "(*puller)") || strings.Contains(stack, "(*session)") {
+			if strings.Contains(stack, "(*persistConn)") || strings.Contains(stack, "(*puller)") || strings.Contains(stack, "(*session)") ||
+				strings.Contains(stack, "(*pool") {
 				n++
 			}
 		}

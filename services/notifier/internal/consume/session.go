@@ -102,6 +102,7 @@ type session struct {
 	credit        chan int
 	arrivals      chan work
 	ended         chan pulled
+	attempts      *pool[work]
 	outcomes      chan outcome
 	confirmations chan confirmation
 	answers       chan answer
@@ -157,6 +158,9 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		defer close(pulls)
 		p.run(pullCtx)
 	}()
+
+	s.attempts = newPool(func(w work) { s.attempt(late, w) })
+	defer close(s.attempts.jobs)
 
 	gone := s.serve(ctx, late)
 	grace := time.NewTimer(stopGrace) // for all that follows but flush
@@ -497,7 +501,7 @@ func (s *session) mayDeliver() bool {
 	return s.pin != "" && (!s.recovering || s.unordered()) && s.queue.Working() < s.concurrency
 }
 
-// dispatch begins the attempts that may be made now. Each has a goroutine of its own, so that an idle hook has none.
+// dispatch begins the attempts that may be made now.
 func (s *session) dispatch(ctx context.Context, now time.Time) {
 	s.late = time.Time{}
 	for s.mayDeliver() {
@@ -531,7 +535,7 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 			s.trial = it.Seq
 		}
 		s.queue.Next(now)
-		go s.attempt(ctx, w)
+		s.attempts.start(w)
 	}
 }
 
