@@ -281,6 +281,7 @@ func (p *puller) handOn(w work) {
 
 // drain ends the inbox and hands on what the server has sent until then. The first nudge waits for it; without the inbox it would be dropped on its way.
 // The second has the server forget a request that still waits there: it would give it the pin, and nobody would get anything for PinnedTTL.
+// Only what the server has chosen an inbox for in the very moment that it learns of its end, it drops itself.
 func (p *puller) drain(ctx context.Context) {
 	p.asking = false
 	ctx, cancel := context.WithTimeout(ctx, tryAgain)
