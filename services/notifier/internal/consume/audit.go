@@ -1,6 +1,9 @@
 package consume
 
-import "github.com/nats-io/nats.go/jetstream"
+import (
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
 
 // The stream drops what is too old or too much, whether it was delivered or not. What a hook lost by that is reported, once: by the hole that it leaves in
 // the stream's numbering where the consumer's has none, and, while nothing arrives, by looking. Messages that are held here are not lost, although the
@@ -17,7 +20,7 @@ func sequences(info *jetstream.ConsumerInfo) jetstream.SequenceInfo {
 }
 
 // noticeHole reports what the server passed over right before this message.
-func (s *session) noticeHole(meta *jetstream.MsgMetadata) {
+func (s *session) noticeHole(meta *nats.MsgMetadata) {
 	if at := meta.Sequence.Stream; meta.Sequence.Consumer == s.tail.Consumer+1 && at > s.tail.Stream {
 		s.lost(s.tail.Stream, at-1)
 	}

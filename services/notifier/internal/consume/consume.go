@@ -94,7 +94,7 @@ type Config struct {
 
 const (
 	group     = "hook" // of the pinned client
-	prefetch  = 4      // messages ready for each worker; they are kept un-acked like all that is held
+	prefetch  = 4      // messages ready for each attempt at a time; they are kept un-acked like all that is held
 	holdLimit = 750    // un-acked messages at which a hook stops pulling; the rest up to MaxAckPending is for recovery
 	// maxAckPending bounds what a consumer may have delivered and not acknowledged. At the bound it stands still.
 	maxAckPending = 1000

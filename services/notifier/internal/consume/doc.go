@@ -7,10 +7,10 @@
 // All state of a hook belongs to one goroutine, session.run. Around it one goroutine pulls and reads messages (puller), as many as the hook's
 // concurrency send, and short ones bury.
 //
-//	puller ──arrival──► session ──work──► worker ──outcome──► session ──► acknowledge, or bury ──closed──► session
+//	puller ──arrival──► session ──work──► attempt ──outcome──► session ──► acknowledge, or bury ──closed──► session
 //
 // A hook that fails five times in a row is broken (retry.Breaker): no more is pulled and one event at a time is tried, at growing intervals, until one is
-// accepted; the backlog waits in the stream, see session.pull. What a Policy asks for besides acts before the workers: the rate and the order in
+// accepted; the backlog waits in the stream, see session.pull. What a Policy asks for besides acts before the attempts: the rate and the order in
 // session.dispatch, the hold of disconnections in flap.go. What the stream dropped in the meantime is noticed in audit.go.
 //
 // A message is held un-acked, and kept so by InProgress, until its delivery or its dead letter is certain. Order survives because nothing is

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -103,7 +102,7 @@ type session struct {
 	credit        chan int
 	arrivals      chan work
 	ended         chan pulled
-	jobs          chan work
+	attempts      *pool[work]
 	outcomes      chan outcome
 	confirmations chan confirmation
 	answers       chan answer
@@ -123,10 +122,6 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 		start:         cons.CachedInfo().AckFloor.Stream + 1,
 		next:          cons.CachedInfo().Delivered.Stream + 1,
 		tail:          sequences(cons.CachedInfo()),
-		credit:        make(chan int, 1), // never more than one
-		arrivals:      make(chan work),
-		ended:         make(chan pulled),
-		jobs:          make(chan work, n),    // never more than n
 		outcomes:      make(chan outcome, n), // never more than n
 		confirmations: make(chan confirmation),
 		answers:       make(chan answer),
@@ -151,16 +146,21 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 
-	p := &puller{c: s.c, cons: s.cons, credit: s.credit, out: s.arrivals, ended: s.ended}
+	p, err := newPuller(s.c, s.cons)
+	if err != nil {
+		s.c.Log.Debug("subscribe failed", "error", err)
+		sleep(ctx, tryAgain)
+		return s.c.resume
+	}
+	s.credit, s.arrivals, s.ended = p.credit, p.out, p.ended
 	pulls := make(chan struct{})
 	go func() {
 		defer close(pulls)
 		p.run(pullCtx)
 	}()
-	var workers sync.WaitGroup
-	for range s.concurrency {
-		workers.Go(func() { s.work(late) })
-	}
+
+	s.attempts = newPool(func(w work) { s.attempt(late, w) })
+	defer close(s.attempts.jobs)
 
 	gone := s.serve(ctx, late)
 	grace := time.NewTimer(stopGrace) // for all that follows but flush
@@ -173,9 +173,6 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		s.surrender()
 	}
 	s.stop(late, released, grace.C, cancelLate, cancelPull, pulls)
-	close(s.jobs)
-	workers.Wait()
-
 	resume = s.next
 	if released == "" || s.recovering {
 		resume = min(resume, s.start)
@@ -264,7 +261,7 @@ func (s *session) stop(late context.Context, released string, grace <-chan time.
 		case <-pulls:
 			pulls = nil
 		case w := <-s.arrivals:
-			if pin := w.msg.Headers().Get(headerPin); pin != released {
+			if pin := w.msg.Header.Get(headerPin); pin != released {
 				s.pin, released = pin, pin // by this message, which was on its way
 				s.unpin(late)
 				s.pin = ""
@@ -300,7 +297,7 @@ func (s *session) busy() bool {
 
 // arrive takes a message in.
 func (s *session) arrive(ctx context.Context, w work) {
-	if pin := w.msg.Headers().Get(headerPin); pin != s.pin {
+	if pin := w.msg.Header.Get(headerPin); pin != s.pin {
 		s.pin = pin
 		s.recover()
 	} else if w.meta.Sequence.Consumer != s.numbered+1 {
@@ -504,7 +501,7 @@ func (s *session) mayDeliver() bool {
 	return s.pin != "" && (!s.recovering || s.unordered()) && s.queue.Working() < s.concurrency
 }
 
-// dispatch gives the workers what they can take.
+// dispatch begins the attempts that may be made now.
 func (s *session) dispatch(ctx context.Context, now time.Time) {
 	s.late = time.Time{}
 	for s.mayDeliver() {
@@ -538,7 +535,7 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 			s.trial = it.Seq
 		}
 		s.queue.Next(now)
-		s.jobs <- w
+		s.attempts.start(w)
 	}
 }
 
@@ -596,18 +593,16 @@ func (s *session) pull() {
 	}
 }
 
-// work makes attempts until there are no more jobs. When ctx ends, attempts end early.
-func (s *session) work(ctx context.Context) {
-	for w := range s.jobs {
-		o := outcome{work: w}
-		req, err := s.c.Hook.Format(w.event, w.msg.Data())
-		if err != nil {
-			o.unrenderable = err
-		} else {
-			o.result = s.c.sender.Send(ctx, w.event.ID, req)
-		}
-		s.outcomes <- o
+// attempt tries to deliver a message. When ctx ends, it ends early.
+func (s *session) attempt(ctx context.Context, w work) {
+	o := outcome{work: w}
+	req, err := s.c.Hook.Format(w.event, w.msg.Data)
+	if err != nil {
+		o.unrenderable = err
+	} else {
+		o.result = s.c.sender.Send(ctx, w.event.ID, req)
 	}
+	s.outcomes <- o
 }
 
 // conclude draws the consequence of an attempt.
@@ -711,7 +706,7 @@ func (s *session) request(ctx context.Context, cl *closing) {
 		}
 		err := ctx.Err()
 		if err == nil {
-			err = s.c.JetStream.Conn().PublishRequest(w.msg.Reply(), s.acks+strconv.FormatUint(w.seq(), 10), []byte("+ACK"))
+			err = s.c.JetStream.Conn().PublishRequest(w.msg.Reply, s.acks+strconv.FormatUint(w.seq(), 10), []byte("+ACK"))
 		}
 		if err != nil {
 			s.confirm(ctx, confirmation{w.seq(), err})
@@ -780,10 +775,10 @@ func (s *session) confirm(ctx context.Context, c confirmation) {
 // keep tells the server that what is held is being worked on. A message that misses it comes back and takes the place that it has.
 func (s *session) keep() {
 	for it := range s.queue.All() {
-		_ = it.Value.msg.InProgress()
+		s.tell(it.Value.msg, "+WPI")
 	}
 	for _, cl := range s.closing {
-		_ = cl.work.msg.InProgress()
+		s.tell(cl.work.msg, "+WPI")
 	}
 }
 
@@ -799,9 +794,14 @@ func (s *session) surrender() {
 
 // handBack has a message delivered again at once. The server stores a NAK with a delay, and forgets one without when it is restarted, as the embedded
 // one is with its notifier: the message would come back when its AckWait is over, as it does when the NAK is lost.
-func (s *session) handBack(msg jetstream.Msg) {
-	_ = msg.NakWithDelay(time.Millisecond)
-	s.handedBack = msg.Reply()
+func (s *session) handBack(msg *nats.Msg) {
+	s.tell(msg, fmt.Sprintf(`-NAK {"delay": %d}`, time.Millisecond))
+	s.handedBack = msg.Reply
+}
+
+// tell says something about a message to its consumer. Nothing depends on it: what is lost makes the message come back when its AckWait is over.
+func (s *session) tell(msg *nats.Msg, what string) {
+	_ = s.c.JetStream.Conn().Publish(msg.Reply, []byte(what))
 }
 
 // unpin releases the consumer, so that the next owner need not wait for PinnedTTL. It returns false when the broker was asked and does not answer.

@@ -78,7 +78,7 @@ const (
 
 // Bury stores a letter with msg's bytes for a hook, waits until the stream has it, terminates msg and waits until the server knows. After an error
 // it may be called again: the letter is not stored twice within the stream's duplicate window.
-func Bury(ctx context.Context, js jetstream.JetStream, hook string, msg jetstream.Msg, l Letter) error {
+func Bury(ctx context.Context, js jetstream.JetStream, hook string, msg *nats.Msg, l Letter) error {
 	meta, err := msg.Metadata()
 	if err != nil {
 		return fmt.Errorf("dead letter: %w", err)
@@ -90,7 +90,7 @@ func Bury(ctx context.Context, js jetstream.JetStream, hook string, msg jetstrea
 		}
 	}
 	set("Content-Type", events.ContentType)
-	set(events.HeaderSignature, truncate(msg.Headers().Get(events.HeaderSignature), maxSignature))
+	set(events.HeaderSignature, truncate(msg.Header.Get(events.HeaderSignature), maxSignature))
 	set(HeaderClass, string(l.Class))
 	set(HeaderReason, truncate(l.Reason, maxReason))
 	set(HeaderAttempts, strconv.Itoa(l.Attempts))
@@ -100,18 +100,18 @@ func Bury(ctx context.Context, js jetstream.JetStream, hook string, msg jetstrea
 	set(HeaderFirstAttempt, stamp(l.First))
 	set(HeaderLastAttempt, stamp(l.Last))
 	set(HeaderEventID, l.EventID)
-	if strings.HasPrefix(msg.Subject(), broker.SubjectRetry) {
+	if strings.HasPrefix(msg.Subject, broker.SubjectRetry) {
 		// It was a letter before, which told where the message came from.
 		for _, name := range origin {
-			set(name, msg.Headers().Get(name))
+			set(name, msg.Header.Get(name))
 		}
 	} else {
-		set(HeaderSubject, msg.Subject())
+		set(HeaderSubject, msg.Subject)
 		set(HeaderSequence, strconv.FormatUint(meta.Sequence.Stream, 10))
 		set(HeaderStored, stamp(meta.Timestamp))
 	}
 
-	letter := &nats.Msg{Subject: Subject(hook), Header: h, Data: msg.Data()}
+	letter := &nats.Msg{Subject: Subject(hook), Header: h, Data: msg.Data}
 	// The time tells the message from one at the same place of a stream made anew.
 	id := fmt.Sprintf("%s.%d.%d", hook, meta.Sequence.Stream, meta.Timestamp.UnixNano())
 	if _, err := js.PublishMsg(ctx, letter, jetstream.WithMsgID(id)); err != nil {
@@ -119,7 +119,7 @@ func Bury(ctx context.Context, js jetstream.JetStream, hook string, msg jetstrea
 	}
 	// TermWithReason does not wait for the server. A termination lost on the way would bring the message back and deliver it after its funeral.
 	term := []byte("+TERM " + string(l.Class))
-	if _, err := js.Conn().RequestWithContext(ctx, msg.Reply(), term); err != nil {
+	if _, err := js.Conn().RequestWithContext(ctx, msg.Reply, term); err != nil {
 		return fmt.Errorf("dead letter: terminate message %d: %w", meta.Sequence.Stream, err)
 	}
 	return nil

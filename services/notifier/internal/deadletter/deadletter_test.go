@@ -50,7 +50,7 @@ func TestBuryTwiceStoresOneLetterAndEndsTheMessage(t *testing.T) {
 	if _, err := js.Publish(t.Context(), "e", []byte("body")); err != nil {
 		t.Fatal(err)
 	}
-	msg, err := cons.Next()
+	msg, err := js.Conn().Request("$JS.API.CONSUMER.MSG.NEXT.E.c", nil, 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

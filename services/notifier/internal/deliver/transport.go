@@ -30,6 +30,7 @@ func newTransport(t Target, roots *x509.CertPool, own []tls.Certificate, proxy *
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxHeader,
 		ReadBufferSize:         1 << 10, // answers are short, and connections are many
+		WriteBufferSize:        2 << 10, // a request of an event fits, with its headers
 		DisableCompression:     true,    // the answer is hardly looked at, and unpacking has no bound
 		ForceAttemptHTTP2:      true,
 		// One HTTP/2 connection carries all attempts: without pings a dead one would be used until the kernel gives it up.
