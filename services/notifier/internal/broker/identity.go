@@ -78,9 +78,18 @@ func ensureDir(dir string) error {
 
 // ensureIdentity returns the public key of the user whose seed is in path, and makes the seed first where there is none.
 func ensureIdentity(path string) (string, error) {
-	text, err := os.ReadFile(path)
+	key, err := PublicKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return createIdentity(path)
+	}
+	return key, err
+}
+
+// PublicKey returns the public key (U…) of the user whose seed is in path.
+func PublicKey(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("identity %s: %w: `notifier keys` makes it", path, cause(err))
 	}
 	if err != nil {
 		return "", fmt.Errorf("identity %s: %w: make it readable for the user who runs this service", path, cause(err))
