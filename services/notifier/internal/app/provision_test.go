@@ -443,6 +443,50 @@ func TestKeysTellsWhatToDoFirst(t *testing.T) {
 `, next)
 }
 
+// What Keys says of the broker is enough: after two reloads a new probe, a probe of another node and one with another key are all heard.
+func TestKeysWorkAfterTwoReloads(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	o := KeysOptions{
+		Dir: filepath.Join(t.TempDir(), "keys"), Listen: fmt.Sprintf("127.0.0.1:%d", port), Store: t.TempDir(), NotifierUID: -1,
+		Probes: []NamedNode{{"a", "vpn-1"}, {"b", "vpn-2"}},
+	}
+	configured := func() *server.Options {
+		t.Helper()
+		if err := Keys(o); err != nil {
+			t.Fatal(err)
+		}
+		opts, err := server.ProcessConfigFile(confFile(o.Dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts.NoSigs, opts.NoLog = true, true
+		return opts
+	}
+	s := newExternal(t, configured()).start()
+	provision := filepath.Join(o.Dir, "provision")
+	if _, err := Provision(t.Context(), ProvisionOptions{
+		URL: s.ClientURL(), WGKey: provision + "/wg-provisioner.nk", HooksKey: provision + "/hooks-provisioner.nk", Wait: patience,
+	}, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	o.Probes, o.Renew = []NamedNode{{"a", "vpn-9"}, {"c", ""}}, []string{"probe-b"}
+	for range 2 {
+		if err := s.ReloadOptions(configured()); err != nil {
+			t.Fatal(err)
+		}
+		o.Renew = nil
+	}
+	for name, node := range map[string]string{"a": "vpn-9", "b": "vpn-2", "c": "c"} {
+		p := newProbe(t, s.ClientURL(), filepath.Join(o.Dir, "probe-"+name, "probe.nk"))
+		for _, subject := range []string{"wg.peer.connected", "$KV.WG_PEERS." + node + ".wg0.peer"} {
+			if _, err := p.js.Publish(t.Context(), subject, nil); err != nil {
+				t.Errorf("probe-%s: %s: %v", name, subject, err)
+			}
+		}
+	}
+}
+
 func TestListKeys(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "keys")
