@@ -135,6 +135,16 @@ func TestKeys(t *testing.T) {
 	if !strings.Contains(second["broker/nats.conf"].Text, `"$KV.WG_PEERS.vpn-1.>"`) {
 		t.Error("the probe may write the state of other nodes")
 	}
+
+	// -node is for this probe, whoever else comes.
+	o.Node, o.Probes = "vpn-5", []NamedNode{{"b", ""}}
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	third := tree(t, o.Dir)
+	if ring := third["notifier/keyring"].Text; !strings.Contains(ring, "vpn-5 "+p.public()) || !strings.Contains(ring, "\nb U") {
+		t.Errorf("keyring of two nodes:\n%s", ring)
+	}
 }
 
 // Who is known stays known, with the same key, whatever the next run is about.
@@ -367,6 +377,7 @@ func TestKeysRefusesToForget(t *testing.T) {
 func TestKeysTellsWhatToDo(t *testing.T) {
 	t.Parallel()
 	const reload = "have the broker read DIR/broker/nats.conf, twice (kill -HUP PID; sleep 1; kill -HUP PID), or restart it"
+	const tls = "set NATS_URL, NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE to fit, wherever somebody logs in, and restart what runs"
 	rings := []string{
 		"copy DIR/notifier-x/keyring to where each notifier's NOTIFIER_KEYRING is: it counts within 2 s", "copy DIR/reader/keyring to who verifies events with it",
 	}
@@ -389,9 +400,9 @@ func TestKeysTellsWhatToDo(t *testing.T) {
 		"another port": {func(o *KeysOptions) { o.Listen = "0.0.0.0:4223" }, []string{"broker: listen 0.0.0.0:4222 → 0.0.0.0:4223"},
 			[]string{"restart the broker: a reload does not take all of that"}},
 		"TLS off": {func(o *KeysOptions) { o.TLSCert, o.TLSKey, o.TLSCA = new(""), new(""), new("") }, []string{"broker: TLS cert c, key k, CA a → off"},
-			[]string{"restart the broker: a reload does not take all of that", "have everyone's NATS_URL, NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE fit"}},
+			[]string{"restart the broker: a reload does not take all of that", tls}},
 		"no CA for clients": {func(o *KeysOptions) { o.TLSCA = new("") }, []string{"broker: TLS cert c, key k, CA a → cert c, key k"},
-			[]string{"restart the broker: a reload does not take all of that", "have everyone's NATS_URL, NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE fit"}},
+			[]string{"restart the broker: a reload does not take all of that", tls}},
 	} {
 		var told strings.Builder
 		dir := filepath.Join(t.TempDir(), "keys")

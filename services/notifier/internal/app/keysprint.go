@@ -23,7 +23,7 @@ func ListKeys(dir string, out io.Writer) error {
 		return err
 	}
 	if len(s.Members) == 0 {
-		return fmt.Errorf("there are no keys in %s: notifier keys -dir makes them", dir)
+		return fmt.Errorf("there are no keys in %s: `notifier keys -dir %[1]s` makes them", dir)
 	}
 	fmt.Fprintf(out, "the broker listens on %s, stores in %s, TLS %s\n", s.Listen, s.Store, describeTLS(s.TLS))
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -130,7 +130,7 @@ func (o KeysOptions) next(before, after settings, conf bool) (steps []string) {
 		step("have the broker read %s, twice (kill -HUP PID; sleep 1; kill -HUP PID), or restart it", confFile(o.Dir))
 	}
 	if !first && before.TLS != after.TLS {
-		step("have everyone's NATS_URL, NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE fit")
+		step("set NATS_URL, NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE to fit, wherever somebody logs in, and restart what runs")
 	}
 	for _, m := range after.Members {
 		was, file := before.member(m.Identity), m.file(o.Dir)
