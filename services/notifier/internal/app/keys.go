@@ -124,12 +124,13 @@ func Keys(o KeysOptions) error {
 	if err != nil {
 		return err
 	}
-	// These hold public keys only, and the broker may run as anybody.
-	if _, err := writePublic(settingsFile(o.Dir), append(text, '\n')); err != nil {
+	// These hold public keys only, and the broker may run as anybody. The first is the only place that knows of keys that were moved away, so it is whole at any time; the
+	// second can be made again, and stays the same file, which may be mounted somewhere.
+	if err := writePublic(settingsFile(o.Dir), append(text, '\n'), broker.WriteFile); err != nil {
 		return err
 	}
-	changed, err := writePublic(confFile(o.Dir), conf)
-	if err != nil {
+	old, _ := os.ReadFile(confFile(o.Dir)) // what cannot be read is written
+	if err := writePublic(confFile(o.Dir), conf, os.WriteFile); err != nil {
 		return err
 	}
 	if err := o.finish(s.Members); err != nil {
@@ -138,7 +139,7 @@ func Keys(o KeysOptions) error {
 	if err := o.remove(); err != nil {
 		return err
 	}
-	o.tell(before, s, changed)
+	o.tell(before, s, !bytes.Equal(old, conf))
 	return nil
 }
 
@@ -347,11 +348,11 @@ func (o KeysOptions) remove() error {
 }
 
 // writePublic writes a file that everybody may read, where it is not so already.
-func writePublic(file string, content []byte) (changed bool, err error) {
+func writePublic(file string, content []byte, write func(string, []byte, fs.FileMode) error) error {
 	if old, err := os.ReadFile(file); err == nil && bytes.Equal(old, content) {
-		return false, nil
+		return nil
 	}
-	return true, os.WriteFile(file, content, 0o644)
+	return write(file, content, 0o644)
 }
 
 // closeDir closes a directory to others: a volume of a container engine begins open.
