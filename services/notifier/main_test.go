@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 )
@@ -243,102 +240,4 @@ func TestSignalEndsItWell(t *testing.T) {
 		t.Errorf("it does not end")
 	}
 	contains(t, "stderr", stderr.String(), "notifier stopped")
-}
-
-func TestKeysCommand(t *testing.T) {
-	clean(t)
-	dir := filepath.Join(t.TempDir(), "keys")
-	code, stdout, stderr := call("keys", "-dir", dir, "-node", "vpn-1")
-	if code != 0 || stderr != "" {
-		t.Errorf("exit code %d, stderr %q", code, stderr)
-	}
-	contains(t, "stdout", stdout, dir)
-	conf, err := os.ReadFile(filepath.Join(dir, "broker", "nats.conf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contains(t, "nats.conf", string(conf), `listen: "0.0.0.0:4222"`, `store_dir: "/data"`, `"$KV.WG_PEERS.vpn-1.>"`)
-
-	code, stdout, stderr = call("keys", "-dir", dir, "-probe", "berlin", "-probe", "b=vpn-2.example", "-notifier", "spare", "-tls-cert", "/tls/c", "-tls-key", "/tls/k")
-	if code != 0 || stderr != "" {
-		t.Errorf("exit code %d, stderr %q", code, stderr)
-	}
-	contains(t, "stdout", stdout, "probe-berlin: new key in "+dir+"/probe-berlin/probe.nk\n", "notifier-spare: new key in ")
-	if conf, err = os.ReadFile(filepath.Join(dir, "broker", "nats.conf")); err != nil {
-		t.Fatal(err)
-	}
-	contains(t, "nats.conf", string(conf), `"$KV.WG_PEERS.vpn-1.>"`, `"$KV.WG_PEERS.berlin.>"`, `"$KV.WG_PEERS.vpn-2=2Eexample.>"`, `cert_file: "/tls/c"`)
-	code, stdout, _ = call("keys", "-dir", dir, "-remove", "probe-b")
-	if code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-	contains(t, "stdout", stdout, "probe-b: removed\n")
-
-	code, _, stderr = call("keys", "-dir", dir, "-node", "two words")
-	if code != 1 {
-		t.Errorf("exit code %d", code)
-	}
-	contains(t, "stderr", stderr, "notifier: node: ", `"two words"`)
-}
-
-func TestProvisionCommand(t *testing.T) {
-	clean(t)
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, Username: "u", Password: hidden,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	defer s.WaitForShutdown()
-	defer s.Shutdown()
-	if !s.ReadyForConnections(30 * time.Second) {
-		t.Fatal("the broker does not start")
-	}
-	code, stdout, stderr := call("provision")
-	if code != 2 || stdout != "" {
-		t.Errorf("without a URL: exit code %d, stdout %q", code, stdout)
-	}
-	contains(t, "stderr", stderr, "notifier provision: -url and NATS_URL are empty")
-
-	t.Setenv("NATS_URL", fmt.Sprintf("nats://u:%s@%s", hidden, s.Addr()))
-	code, stdout, _ = call("provision", "-dry-run")
-	if code != 0 {
-		t.Errorf("dry run: exit code %d", code)
-	}
-	contains(t, "stdout", stdout, "WG: stream WG_EVENTS created\n", "5 changes to be made; nothing was changed\n")
-	code, stdout, stderr = call("provision")
-	if code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-	contains(t, "stdout", stdout, "WG: stream WG_EVENTS created\n", "WG: stream WG_DEAD created\n", "5 changes\n")
-	contains(t, "stderr", stderr)
-	if code, stdout, _ = call("provision"); code != 0 || stdout != "0 changes\n" {
-		t.Errorf("the second time: exit code %d, stdout %q", code, stdout)
-	}
-	code, stdout, _ = call("provision", "-dry-run")
-	if code != 0 {
-		t.Errorf("dry run: exit code %d", code)
-	}
-	contains(t, "stdout", stdout, "WG: stream WG_EVENTS unchanged\n", "0 changes to be made; nothing was changed\n")
-
-	missing := filepath.Join(t.TempDir(), "none.nk")
-	code, _, stderr = call("provision", "-wg-key", missing)
-	if code != 1 {
-		t.Errorf("without its key: exit code %d", code)
-	}
-	contains(t, "stderr", stderr, missing)
-
-	t.Setenv("NATS_CA_FILE", missing)
-	code, _, stderr = call("provision")
-	if code != 1 {
-		t.Errorf("without its roots: exit code %d", code)
-	}
-	contains(t, "stderr", stderr, missing)
-
-	code, _, stderr = call("provision", "-url", "nats://u:"+hidden+"@host:port")
-	if code != 1 {
-		t.Errorf("with a URL that is none: exit code %d", code)
-	}
-	contains(t, "stderr", stderr, "notifier: broker connection: ")
 }

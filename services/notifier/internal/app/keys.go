@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,19 +21,21 @@ import (
 // KeysOptions says what Keys makes and for whom. What is empty stays as the last run left it.
 type KeysOptions struct {
 	Dir         string
-	Node        string      // whose events the key of the probe without a name signs; "*", which is any, at first
+	Node        string      // whose events the key of the probe without a name signs; "*", which is any, at first. An error where there is no such probe
 	Probes      []NamedNode // beside those there are; none, and none there, is the one without a name
 	Notifiers   []string    // names, likewise
 	Remove      []string    // identities that are to lose their access
 	Renew       []string    // identities that get another key
 	Listen      string      // of the broker; 0.0.0.0:4222 at first
 	Store       string      // of the broker, as it sees it; /data at first
-	TLS         broker.ServerTLS
+	TLSCert     *string     // of the broker, as it sees it, and so are the next two; nil leaves it, an empty one takes it away
+	TLSKey      *string
+	TLSCA       *string
 	NotifierUID int       // owner of what notifiers and the provisioner read; negative leaves it
-	Out         io.Writer // is told what is new, removed, or not here; nil is nobody
+	Out         io.Writer // is told what is new, removed, or not here, and what to do next; nil is nobody
 }
 
-// NamedNode is a probe and the node whose events it signs.
+// NamedNode is a probe and the node whose events it signs: when empty, the one it has, or Name.
 type NamedNode struct{ Name, Node string }
 
 // What Keys makes lies in one directory for each reader: that of an identity has its name, and its key the name of its role.
@@ -57,6 +60,13 @@ type member struct {
 	Key      string `json:"key"`            // public nkey
 }
 
+func identityOf(role, name string) string {
+	if name == "" {
+		return role
+	}
+	return role + "-" + name
+}
+
 // name is what tells it from others of its role; empty for the only one.
 func (m member) name() string { return strings.TrimPrefix(strings.TrimPrefix(m.Identity, m.Role), "-") }
 
@@ -69,24 +79,36 @@ func (m member) dir(root string) string {
 	return filepath.Join(root, m.Identity)
 }
 
+// file is where its key is made, and keyring what it verifies with.
+func (m member) file(root string) string    { return broker.IdentityFile(m.dir(root), m.Role) }
+func (m member) keyring(root string) string { return filepath.Join(m.dir(root), "keyring") }
+func (m member) verifies() bool             { return m.Role == broker.Notifier || m.Role == broker.Reader }
+
 // Keys makes the identities' keys and the configuration of a nats-server that knows them. It may run again and again: who is known stays known, with the same key,
 // whether or not it is named again, until it is removed. A key may be moved to where it is used: what counts here is its public part, in broker/keys.json.
 func Keys(o KeysOptions) error {
 	if o.Out == nil {
 		o.Out = io.Discard
 	}
-	// Before the closed directories below it, which would close it too.
-	if err := os.MkdirAll(filepath.Join(o.Dir, keysBroker), 0o755); err != nil {
-		return err
-	}
-	file := filepath.Join(o.Dir, keysBroker, "keys.json")
-	s, err := readSettings(file)
+	before, err := readSettings(o.Dir)
 	if err != nil {
 		return err
 	}
+	s := before
 	s.Listen, s.Store = cmp.Or(o.Listen, s.Listen, "0.0.0.0:4222"), cmp.Or(o.Store, s.Store, "/data")
-	s.TLS = cmp.Or(o.TLS, s.TLS)
-	if s.Members, err = o.wanted(s.Members); err != nil {
+	for file, to := range map[*string]*string{&s.TLS.Cert: o.TLSCert, &s.TLS.Key: o.TLSKey, &s.TLS.CA: o.TLSCA} {
+		if to != nil {
+			*file = *to
+		}
+	}
+	if s.Members, err = o.wanted(before.Members); err != nil {
+		return err
+	}
+	if err := s.serverConfig().Check(); err != nil { // before a key is made, or thrown away
+		return err
+	}
+	// Before the closed directories below it, which would close it too.
+	if err := os.MkdirAll(filepath.Join(o.Dir, keysBroker), 0o755); err != nil {
 		return err
 	}
 	for i := range s.Members {
@@ -102,26 +124,44 @@ func Keys(o KeysOptions) error {
 	if err != nil {
 		return err
 	}
-	// These hold public keys only, and the broker may run as anybody.
-	if err := errors.Join(writePublic(file, append(text, '\n')), writePublic(filepath.Join(o.Dir, keysBroker, "nats.conf"), conf)); err != nil {
+	// These hold public keys only, and the broker may run as anybody. The first is the only place that knows of keys that were moved away, so it is whole at any time; the
+	// second can be made again, and stays the same file, which may be mounted somewhere.
+	if err := writePublic(settingsFile(o.Dir), append(text, '\n'), broker.WriteFile); err != nil {
+		return err
+	}
+	old, _ := os.ReadFile(confFile(o.Dir)) // what cannot be read is written
+	if err := writePublic(confFile(o.Dir), conf, os.WriteFile); err != nil {
 		return err
 	}
 	if err := o.finish(s.Members); err != nil {
 		return err
 	}
-	return o.remove()
+	if err := o.remove(); err != nil {
+		return err
+	}
+	o.tell(before, s, !bytes.Equal(old, conf))
+	return nil
 }
 
-func readSettings(file string) (s settings, err error) {
+func settingsFile(dir string) string { return filepath.Join(dir, keysBroker, "keys.json") }
+func confFile(dir string) string     { return filepath.Join(dir, keysBroker, "nats.conf") }
+
+// readSettings returns what the last run left, or nothing at all before the first.
+func readSettings(dir string) (s settings, err error) {
+	file := settingsFile(dir)
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
+		if exists(confFile(dir)) {
+			return s, fmt.Errorf("%s is missing, and nats.conf beside it is not: restore it, or remove that too, which takes the access of everyone whose key is not in %s, "+
+				"and name every probe and notifier again", file, dir)
+		}
 		return s, nil
 	}
 	if err != nil {
 		return s, err
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
-		return s, fmt.Errorf("%s: %w: restore the file, or remove it and name every probe and notifier again", file, err)
+		return s, fmt.Errorf("%s: %w: restore the file, or remove it and nats.conf and name every probe and notifier again", file, err)
 	}
 	return s, nil
 }
@@ -133,10 +173,7 @@ func (o KeysOptions) wanted(members []member) ([]member, error) {
 		known[m.Identity] = m
 	}
 	add := func(role, name, node string) error {
-		identity := role
-		if name != "" {
-			identity += "-" + name
-		}
+		identity := identityOf(role, name)
 		if !broker.ValidIdentity(identity) {
 			return fmt.Errorf("%s name %q: use letters, digits, '.', '_' and '-'", role, name)
 		}
@@ -152,10 +189,15 @@ func (o KeysOptions) wanted(members []member) ([]member, error) {
 	for _, role := range []string{broker.WGProvisioner, broker.HooksProvisioner, broker.ReadersProvisioner, broker.Operator, broker.Reader} {
 		errs = append(errs, add(role, "", ""))
 	}
-	if only, there := known[broker.Probe]; len(o.Probes) == 0 && (there || !some(broker.Probe)) {
-		o.Probes = []NamedNode{{"", cmp.Or(o.Node, only.Node, events.AnyNode)}}
+	probes := slices.Clone(o.Probes)
+	if only, there := known[broker.Probe]; there || len(probes) == 0 && !some(broker.Probe) {
+		probes = append(probes, NamedNode{"", cmp.Or(o.Node, only.Node, events.AnyNode)})
+	} else if o.Node != "" {
+		errs = append(errs, fmt.Errorf("node %q: it would be the node of a probe without a name, and there is none: give a probe its node with -probe NAME=NODE: %s",
+			o.Node, list(known, broker.Probe)))
 	}
-	for _, p := range o.Probes {
+	for _, p := range probes {
+		p.Node = cmp.Or(p.Node, known[identityOf(broker.Probe, p.Name)].Node, p.Name)
 		if p.Node != events.AnyNode {
 			if err := events.ValidateName(p.Node); err != nil {
 				return nil, fmt.Errorf("node: %w", err)
@@ -172,39 +214,38 @@ func (o KeysOptions) wanted(members []member) ([]member, error) {
 	for _, identity := range o.Remove {
 		m, there := known[identity]
 		if !there || m.Role != broker.Probe && m.Role != broker.Notifier {
-			errs = append(errs, fmt.Errorf("remove %q: there is no such probe or notifier: %s", identity, listMembers(known)))
+			errs = append(errs, fmt.Errorf("remove %q: no probe or notifier is that, and nobody else can be removed: %s", identity, list(known, broker.Probe, broker.Notifier)))
 		}
 		delete(known, identity)
 	}
 	for _, identity := range o.Renew {
 		m, there := known[identity]
 		if !there {
-			errs = append(errs, fmt.Errorf("renew %q: there is no such identity: %s", identity, listMembers(known)))
+			errs = append(errs, fmt.Errorf("renew %q: there is no such identity: %s", identity, list(known)))
 		}
 		m.Key = ""
 		known[identity] = m
 	}
-	list := make([]member, 0, len(known))
-	for _, m := range known {
-		list = append(list, m)
-	}
-	slices.SortFunc(list, func(a, b member) int { return cmp.Compare(a.Identity, b.Identity) })
-	return list, errors.Join(errs...)
+	wanted := slices.SortedFunc(maps.Values(known), func(a, b member) int { return cmp.Compare(a.Identity, b.Identity) })
+	return wanted, errors.Join(errs...)
 }
 
-func listMembers(known map[string]member) string {
-	var list []string
-	for identity := range known {
-		list = append(list, identity)
+// list names those who have one of these roles; no role is any.
+func list(known map[string]member, roles ...string) string {
+	var names []string
+	for identity, m := range known {
+		if len(roles) == 0 || slices.Contains(roles, m.Role) {
+			names = append(names, identity)
+		}
 	}
-	slices.Sort(list)
-	return "there are " + strings.Join(list, ", ")
+	slices.Sort(names)
+	return "there are " + cmp.Or(strings.Join(names, ", "), "none")
 }
 
 // ensure makes an identity's key, unless it has one: in its file, or moved to where it is used.
 func (o KeysOptions) ensure(m *member) error {
 	dir := m.dir(o.Dir)
-	file := broker.IdentityFile(dir, m.Role)
+	file := m.file(o.Dir)
 	renew := slices.Contains(o.Renew, m.Identity)
 	if renew {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -258,21 +299,26 @@ func (s settings) serverConfig() broker.ServerConfig {
 	return c
 }
 
-// finish writes the keyring for everyone who verifies, and gives notifiers and provisioners what is theirs.
-func (o KeysOptions) finish(members []member) error {
-	var ring []broker.KeyringEntry
+// keyringOf says whose signatures count.
+func keyringOf(members []member) (ring []broker.KeyringEntry) {
 	for _, m := range members {
 		if m.Role == broker.Probe {
 			ring = append(ring, broker.KeyringEntry{Node: m.Node, Key: m.Key})
 		}
 	}
+	return ring
+}
+
+// finish writes the keyring for everyone who verifies, and gives notifiers and provisioners what is theirs.
+func (o KeysOptions) finish(members []member) error {
+	ring := keyringOf(members)
 	for _, m := range members {
 		dir := m.dir(o.Dir)
-		if m.Role == broker.Notifier || m.Role == broker.Reader {
+		if m.verifies() {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				return err
 			}
-			if err := broker.WriteKeyring(filepath.Join(dir, "keyring"), ring); err != nil {
+			if err := broker.WriteKeyring(m.keyring(o.Dir), ring); err != nil {
 				return err
 			}
 		}
@@ -290,7 +336,7 @@ func (o KeysOptions) remove() error {
 	for _, identity := range o.Remove {
 		role, _, _ := strings.Cut(identity, "-")
 		m := member{Identity: identity, Role: role}
-		for _, file := range []string{broker.IdentityFile(m.dir(o.Dir), role), filepath.Join(m.dir(o.Dir), "keyring")} {
+		for _, file := range []string{m.file(o.Dir), m.keyring(o.Dir)} {
 			if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
@@ -302,11 +348,11 @@ func (o KeysOptions) remove() error {
 }
 
 // writePublic writes a file that everybody may read, where it is not so already.
-func writePublic(file string, content []byte) error {
+func writePublic(file string, content []byte, write func(string, []byte, fs.FileMode) error) error {
 	if old, err := os.ReadFile(file); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
-	return os.WriteFile(file, content, 0o644)
+	return write(file, content, 0o644)
 }
 
 // closeDir closes a directory to others: a volume of a container engine begins open.

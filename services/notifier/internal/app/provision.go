@@ -34,10 +34,19 @@ func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]bro
 		o.ReadersKey = beside
 	}
 	var p broker.Provisioners
-	for _, login := range []struct {
+	logins := []struct {
 		nc        **nats.Conn
 		key, role string
-	}{{&p.WG, o.WGKey, broker.WGProvisioner}, {&p.Hooks, o.HooksKey, broker.HooksProvisioner}, {&p.Readers, o.ReadersKey, broker.ReadersProvisioner}} {
+	}{{&p.WG, o.WGKey, broker.WGProvisioner}, {&p.Hooks, o.HooksKey, broker.HooksProvisioner}, {&p.Readers, o.ReadersKey, broker.ReadersProvisioner}}
+	for _, login := range logins { // all files before the first login
+		if login.key == "" {
+			continue
+		}
+		if _, err := broker.PublicKey(login.key); err != nil {
+			return nil, fmt.Errorf("login as %s: %w", login.role, err)
+		}
+	}
+	for _, login := range logins {
 		if login.key == "" && login.nc != &p.WG {
 			continue
 		}
@@ -60,7 +69,7 @@ func exists(file string) bool {
 func provisioner(ctx context.Context, o ProvisionOptions, key, role string, log *slog.Logger) (*nats.Conn, error) {
 	nc, err := broker.Connect(ctx, broker.ConnectOptions{
 		URL: o.URL, Name: "wgherald-" + role, Role: role, NkeyFile: key, CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile,
-	}, log)
+	}, log.With("identity", role))
 	if err != nil {
 		return nil, err
 	}

@@ -135,6 +135,20 @@ func TestKeys(t *testing.T) {
 	if !strings.Contains(second["broker/nats.conf"].Text, `"$KV.WG_PEERS.vpn-1.>"`) {
 		t.Error("the probe may write the state of other nodes")
 	}
+
+	// -node is for this probe, whoever else comes.
+	o.Node, o.Probes = "vpn-5", []NamedNode{{"b", ""}}
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	third := tree(t, o.Dir)
+	// One that is written in place is half written when the disk is full; the other may be mounted as a file.
+	if third["broker/keys.json"].Inode == second["broker/keys.json"].Inode || third["broker/nats.conf"].Inode != second["broker/nats.conf"].Inode {
+		t.Error("keys.json must be replaced, and nats.conf must not")
+	}
+	if ring := third["notifier/keyring"].Text; !strings.Contains(ring, "vpn-5 "+p.public()) || !strings.Contains(ring, "\nb U") {
+		t.Errorf("keyring of two nodes:\n%s", ring)
+	}
 }
 
 // Who is known stays known, with the same key, whatever the next run is about.
@@ -194,7 +208,14 @@ func TestKeysAddsAndRemoves(t *testing.T) {
 
 	o.Listen, o.Store = "", "" // as they are
 	second, said := keys(func(o *KeysOptions) { o.Probes = []NamedNode{{"vpn-3", "vpn-3"}} })
-	equal(t, "said", []string{"probe-vpn-3: new key in probe-vpn-3/probe.nk\n"}, said)
+	equal(t, "said", []string{
+		"probe-vpn-3: new key in probe-vpn-3/probe.nk\n",
+		"next, where nothing does it for you:\n",
+		"  1. copy notifier-a/keyring and notifier-b/keyring to where each notifier's NOTIFIER_KEYRING is: it counts within 2 s\n",
+		"  2. copy reader/keyring to who verifies events with it\n",
+		"  3. have the broker read broker/nats.conf, twice (kill -HUP PID; sleep 1; kill -HUP PID), or restart it\n",
+		"  4. move probe-vpn-3/probe.nk to the probe's NATS_NKEY_FILE, and set PROBE_NODE=vpn-3\n",
+	}, said)
 	equal(t, "nodes", []string{"vpn-2.example", "vpn-1", "vpn-3"}, nodes(second["notifier-b/keyring"]))
 	have := seeds(second)
 	delete(have, "probe-vpn-3/probe.nk")
@@ -206,14 +227,24 @@ func TestKeysAddsAndRemoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	third, said := keys(func(*KeysOptions) {})
-	equal(t, "said", []string{"probe-vpn-1: its key was moved away from probe-vpn-1/probe.nk, or is lost (-renew probe-vpn-1 makes another)\n"}, said)
+	equal(t, "said", []string{
+		"probe-vpn-1: its key was moved away from probe-vpn-1/probe.nk, or is lost (-renew probe-vpn-1 makes another)\n",
+		"nothing has changed\n",
+	}, said)
 	equal(t, "configuration", second["broker/nats.conf"], third["broker/nats.conf"])
 	equal(t, "keyring", second["notifier-a/keyring"], third["notifier-a/keyring"])
 
 	fourth, said := keys(func(o *KeysOptions) {
 		o.Renew, o.Remove = []string{"probe-vpn-1"}, []string{"probe-berlin", "notifier-b"}
 	})
-	equal(t, "said", []string{"probe-vpn-1: new key in probe-vpn-1/probe.nk\n", "probe-berlin: removed\n", "notifier-b: removed\n"}, said)
+	equal(t, "said", []string{
+		"probe-vpn-1: new key in probe-vpn-1/probe.nk\n", "probe-berlin: removed\n", "notifier-b: removed\n",
+		"next, where nothing does it for you:\n",
+		"  1. copy notifier-a/keyring to where each notifier's NOTIFIER_KEYRING is: it counts within 2 s\n",
+		"  2. copy reader/keyring to who verifies events with it\n",
+		"  3. have the broker read broker/nats.conf, twice (kill -HUP PID; sleep 1; kill -HUP PID), or restart it\n",
+		"  4. move probe-vpn-1/probe.nk to the probe's NATS_NKEY_FILE, and set PROBE_NODE=vpn-1\n",
+	}, said)
 	equal(t, "nodes", []string{"vpn-1", "vpn-3"}, nodes(fourth["notifier-a/keyring"]))
 	for path := range fourth {
 		if strings.Contains(path, "berlin") || strings.Contains(path, "notifier-b") {
@@ -273,30 +304,254 @@ func TestKeysErrors(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	write(t, file, "")
+	// The probes are a, of node n, and b; the notifier has no name.
 	for name, tt := range map[string]struct {
 		change func(*KeysOptions)
 		want   string
 	}{
-		"a probe without a node":        {func(o *KeysOptions) { o.Probes = []NamedNode{{"a", ""}} }, "node: name is missing"},
-		"a probe that is a path":        {func(o *KeysOptions) { o.Probes = []NamedNode{{"../a", "a"}} }, `probe name "../a": use letters`},
-		"a notifier of two words":       {func(o *KeysOptions) { o.Notifiers = []string{"a b"} }, `notifier name "a b": use letters`},
-		"two probes of one node":        {func(o *KeysOptions) { o.Probes = []NamedNode{{"a", "n"}, {"b", "n"}} }, `two probes with the node "n"`},
-		"nobody to remove":              {func(o *KeysOptions) { o.Remove = []string{"probe-a"} }, `remove "probe-a": there is no such probe or notifier: there are hooks-provisioner, notifier,`},
-		"the operator to remove":        {func(o *KeysOptions) { o.Remove = []string{"operator"} }, "there is no such probe or notifier"},
-		"nobody to renew":               {func(o *KeysOptions) { o.Renew = []string{"probe-a"} }, `renew "probe-a": there is no such identity`},
-		"a certificate without a key":   {func(o *KeysOptions) { o.TLS.Cert = "/tls/cert" }, "TLS needs the certificate and its key"},
-		"a node that is two words":      {func(o *KeysOptions) { o.Node = "vpn 1" }, "white space"},
-		"a node that is two lines":      {func(o *KeysOptions) { o.Node = "vpn\nlisten: 0.0.0.0:1" }, "control characters"},
+		"a probe that is a path":  {func(o *KeysOptions) { o.Probes = []NamedNode{{"../a", "a"}} }, `probe name "../a": use letters`},
+		"a notifier of two words": {func(o *KeysOptions) { o.Notifiers = []string{"a b"} }, `notifier name "a b": use letters`},
+		"two probes of one node":  {func(o *KeysOptions) { o.Probes = []NamedNode{{"c", "n"}} }, `two probes with the node "n"`},
+		"a node for no probe": {func(o *KeysOptions) { o.Node = "vpn-1" },
+			`node "vpn-1": it would be the node of a probe without a name, and there is none: give a probe its node with -probe NAME=NODE: there are probe-a, probe-b`},
+		"any node for no probe": {func(o *KeysOptions) { o.Node = "*" }, `node "*": it would be`},
+		"nobody to remove": {func(o *KeysOptions) { o.Remove = []string{"probe-c"} },
+			`remove "probe-c": no probe or notifier is that, and nobody else can be removed: there are notifier, probe-a, probe-b`},
+		"the reader to remove": {func(o *KeysOptions) { o.Remove = []string{"reader"} }, "nobody else can be removed: there are notifier, probe-a, probe-b"},
+		"nobody to renew": {func(o *KeysOptions) { o.Renew = []string{"probe-c"} },
+			`renew "probe-c": there is no such identity: there are hooks-provisioner, notifier, operator, probe-a, probe-b, reader, readers-provisioner, wg-provisioner`},
+		"a certificate without a key": {func(o *KeysOptions) { o.TLSCert = new("/tls/cert") }, "TLS needs the certificate and its key"},
+		"half of TLS taken away": {func(o *KeysOptions) { o.TLSCert, o.TLSKey, o.TLSCA = new("c"), new(""), new("") },
+			"(-tls-cert, -tls-key, -tls-ca; an empty one takes it away)"},
+		"a node that is two words":      {func(o *KeysOptions) { o.Probes = []NamedNode{{"a", "vpn 1"}} }, "white space"},
+		"a node that is two lines":      {func(o *KeysOptions) { o.Probes = []NamedNode{{"a", "vpn\nlisten: 0.0.0.0:1"}} }, "control characters"},
 		"a listen address without port": {func(o *KeysOptions) { o.Listen = "0.0.0.0" }, "listen address \"0.0.0.0\""},
 		"a store of two lines":          {func(o *KeysOptions) { o.Store = "/data\nport: 1" }, "no listen address or directory"},
 		"a directory that cannot be":    {func(o *KeysOptions) { o.Dir = file + "/keys" }, "not a directory"},
 	} {
-		o := keysOptions(t)
+		dir := filepath.Join(t.TempDir(), "keys")
+		if err := Keys(KeysOptions{Dir: dir, Probes: []NamedNode{{"a", "n"}, {"b", ""}}, NotifierUID: -1}); err != nil {
+			t.Fatal(err)
+		}
+		before := tree(t, dir)
+		o := KeysOptions{Dir: dir, Renew: []string{"operator"}, NotifierUID: -1}
 		tt.change(&o)
 		if err := Keys(o); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: error %v does not say %q", name, err, tt.want)
 		}
+		equal(t, name+": files", before, tree(t, dir))
 	}
+}
+
+// Without keys.json nobody is known, and nats.conf would be written without those who log in now.
+func TestKeysRefusesToForget(t *testing.T) {
+	t.Parallel()
+	o := keysOptions(t)
+	o.Probes, o.Node = []NamedNode{{"a", ""}}, ""
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(o.Dir, "broker", "keys.json")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, o.Dir)
+	for what, err := range map[string]error{"keys": Keys(o), "list": ListKeys(o.Dir, io.Discard)} {
+		if want := file + " is missing, and nats.conf beside it is not: restore it,"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v does not say %q", what, err, want)
+		}
+	}
+	equal(t, "files", before, tree(t, o.Dir))
+
+	// As the message says: keys that are still here count.
+	if err := os.Remove(filepath.Join(o.Dir, "broker", "nats.conf")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	after := tree(t, o.Dir)
+	for _, path := range []string{"probe-a/probe.nk", "operator/operator.nk", "notifier/keyring"} {
+		equal(t, path, before[path], after[path])
+	}
+	equal(t, "configuration", before["broker/nats.conf"].Text, after["broker/nats.conf"].Text)
+}
+
+// Each row is a run of its own after one that knew probe-a, of node n, and notifier-x; DIR stands for the directory.
+func TestKeysTellsWhatToDo(t *testing.T) {
+	t.Parallel()
+	const reload = "have the broker read DIR/broker/nats.conf, twice (kill -HUP PID; sleep 1; kill -HUP PID), or restart it"
+	const tls = "set NATS_URL, NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE to fit, wherever somebody logs in, and restart what runs"
+	rings := []string{
+		"copy DIR/notifier-x/keyring to where each notifier's NOTIFIER_KEYRING is: it counts within 2 s", "copy DIR/reader/keyring to who verifies events with it",
+	}
+	for name, tt := range map[string]struct {
+		change func(*KeysOptions)
+		said   []string
+		next   []string
+	}{
+		"nothing":                            {func(o *KeysOptions) {}, []string{"nothing has changed"}, nil},
+		"the same once more":                 {func(o *KeysOptions) { o.Probes, o.Listen = []NamedNode{{"a", "n"}}, "0.0.0.0:4222" }, []string{"nothing has changed"}, nil},
+		"a probe by its name keeps its node": {func(o *KeysOptions) { o.Probes = []NamedNode{{"a", ""}} }, []string{"nothing has changed"}, nil},
+		"another node for a probe": {func(o *KeysOptions) { o.Probes = []NamedNode{{"a", "m"}} }, []string{"probe-a: node n → m"},
+			append(slices.Clone(rings), reload, "set PROBE_NODE=m where the key of probe-a is")},
+		"another notifier": {func(o *KeysOptions) { o.Notifiers = []string{"y"} }, []string{"notifier-y: new key in DIR/notifier-y/notifier.nk"},
+			[]string{reload, "move DIR/notifier-y/notifier.nk to the notifier's NATS_NKEY_FILE, and DIR/notifier-y/keyring to its NOTIFIER_KEYRING"}},
+		"another operator's key": {func(o *KeysOptions) { o.Renew = []string{"operator"} }, []string{"operator: new key in DIR/operator/operator.nk"},
+			[]string{reload, "move DIR/operator/operator.nk to who runs `notifier dead` and `notifier log`, as their -key"}},
+		"another provisioner's key": {func(o *KeysOptions) { o.Renew = []string{"wg-provisioner"} }, []string{"wg-provisioner: new key in DIR/provision/wg-provisioner.nk"},
+			[]string{reload}},
+		"another port": {func(o *KeysOptions) { o.Listen = "0.0.0.0:4223" }, []string{"broker: listen 0.0.0.0:4222 → 0.0.0.0:4223"},
+			[]string{"restart the broker: a reload does not take all of that"}},
+		"TLS off": {func(o *KeysOptions) { o.TLSCert, o.TLSKey, o.TLSCA = new(""), new(""), new("") }, []string{"broker: TLS cert c, key k, CA a → off"},
+			[]string{"restart the broker: a reload does not take all of that", tls}},
+		"no CA for clients": {func(o *KeysOptions) { o.TLSCA = new("") }, []string{"broker: TLS cert c, key k, CA a → cert c, key k"},
+			[]string{"restart the broker: a reload does not take all of that", tls}},
+	} {
+		var told strings.Builder
+		dir := filepath.Join(t.TempDir(), "keys")
+		o := KeysOptions{Dir: dir, Probes: []NamedNode{{"a", "n"}}, Notifiers: []string{"x"}, TLSCert: new("c"), TLSKey: new("k"), TLSCA: new("a"), NotifierUID: -1, Out: &told}
+		if err := Keys(o); err != nil {
+			t.Fatal(err)
+		}
+		o = KeysOptions{Dir: dir, NotifierUID: -1, Out: &told}
+		tt.change(&o)
+		told.Reset()
+		if err := Keys(o); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := strings.Join(tt.said, "\n") + "\n"
+		if tt.next != nil {
+			want += "next, where nothing does it for you:\n"
+		}
+		for i, step := range tt.next {
+			want += fmt.Sprintf("  %d. %s\n", i+1, step)
+		}
+		equal(t, name, want, strings.ReplaceAll(told.String(), dir, "DIR"))
+		told.Reset()
+		if err := Keys(o); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if len(o.Renew) == 0 {
+			equal(t, name+", once more", "nothing has changed\n", told.String())
+		}
+	}
+}
+
+// The first run ends with everything from an empty directory to a probe that speaks.
+func TestKeysTellsWhatToDoFirst(t *testing.T) {
+	t.Parallel()
+	var told strings.Builder
+	o := KeysOptions{Dir: filepath.Join(t.TempDir(), "keys"), Probes: []NamedNode{{"a", "n"}}, NotifierUID: -1, Out: &told}
+	if err := Keys(o); err != nil {
+		t.Fatal(err)
+	}
+	_, next, _ := strings.Cut(strings.ReplaceAll(told.String(), o.Dir, "DIR"), "next, ")
+	equal(t, "next", `where nothing does it for you:
+  1. start the broker: nats-server -c DIR/broker/nats.conf
+  2. make its streams: notifier provision -url nats://BROKER:4222 -wg-key DIR/provision/wg-provisioner.nk -hooks-key DIR/provision/hooks-provisioner.nk
+  3. move DIR/notifier/notifier.nk to the notifier's NATS_NKEY_FILE, and DIR/notifier/keyring to its NOTIFIER_KEYRING
+  4. move DIR/operator/operator.nk to who runs `+"`notifier dead` and `notifier log`"+`, as their -key
+  5. move DIR/probe-a/probe.nk to the probe's NATS_NKEY_FILE, and set PROBE_NODE=n
+  6. move DIR/reader/reader.nk to a service that reads events, and DIR/reader/keyring with it
+`, next)
+}
+
+// What Keys says of the broker is enough: after two reloads a new probe, a probe of another node and one with another key are all heard.
+func TestKeysWorkAfterTwoReloads(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	o := KeysOptions{
+		Dir: filepath.Join(t.TempDir(), "keys"), Listen: fmt.Sprintf("127.0.0.1:%d", port), Store: t.TempDir(), NotifierUID: -1,
+		Probes: []NamedNode{{"a", "vpn-1"}, {"b", "vpn-2"}},
+	}
+	configured := func() *server.Options {
+		t.Helper()
+		if err := Keys(o); err != nil {
+			t.Fatal(err)
+		}
+		opts, err := server.ProcessConfigFile(confFile(o.Dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts.NoSigs, opts.NoLog = true, true
+		return opts
+	}
+	s := newExternal(t, configured()).start()
+	provision := filepath.Join(o.Dir, "provision")
+	if _, err := Provision(t.Context(), ProvisionOptions{
+		URL: s.ClientURL(), WGKey: provision + "/wg-provisioner.nk", HooksKey: provision + "/hooks-provisioner.nk", Wait: patience,
+	}, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	o.Probes, o.Renew = []NamedNode{{"a", "vpn-9"}, {"c", ""}}, []string{"probe-b"}
+	for range 2 {
+		if err := s.ReloadOptions(configured()); err != nil {
+			t.Fatal(err)
+		}
+		o.Renew = nil
+	}
+	for name, node := range map[string]string{"a": "vpn-9", "b": "vpn-2", "c": "c"} {
+		p := newProbe(t, s.ClientURL(), filepath.Join(o.Dir, "probe-"+name, "probe.nk"))
+		for _, subject := range []string{"wg.peer.connected", "$KV.WG_PEERS." + node + ".wg0.peer"} {
+			if _, err := p.js.Publish(t.Context(), subject, nil); err != nil {
+				t.Errorf("probe-%s: %s: %v", name, subject, err)
+			}
+		}
+	}
+}
+
+func TestListKeys(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "keys")
+	list := func() string {
+		t.Helper()
+		var out strings.Builder
+		if err := ListKeys(dir, &out); err != nil {
+			t.Fatal(err)
+		}
+		return strings.ReplaceAll(out.String(), dir+"/", "")
+	}
+	if err := ListKeys(dir, io.Discard); err == nil || !strings.Contains(err.Error(), "there are no keys in "+dir) {
+		t.Errorf("of nobody: %v", err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("a list makes the directory")
+	}
+	if err := Keys(KeysOptions{Dir: dir, Probes: []NamedNode{{"a.b", "vpn-1"}, {"c", "*"}}, NotifierUID: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "notifier", "notifier.nk")); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, dir)
+	key := map[string]string{}
+	s, err := readSettings(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range s.Members {
+		key[m.Identity] = m.Key
+	}
+	fields := func(line string) string { return strings.Join(strings.Fields(line), " ") }
+	var have []string
+	for line := range strings.Lines(list()) {
+		have = append(have, fields(line))
+	}
+	equal(t, "list", []string{
+		"the broker listens on 0.0.0.0:4222, stores in /data, TLS off",
+		"IDENTITY KIND ACCOUNT NODE PUBLIC KEY FILE",
+		"hooks-provisioner hooks-provisioner HOOKS - " + key["hooks-provisioner"] + " provision/hooks-provisioner.nk",
+		"notifier notifier HOOKS - " + key["notifier"] + " moved away",
+		"operator operator HOOKS - " + key["operator"] + " operator/operator.nk",
+		"probe-a.b probe PROBE-a=2Eb vpn-1 " + key["probe-a.b"] + " probe-a.b/probe.nk",
+		"probe-c probe PROBE-c * " + key["probe-c"] + " probe-c/probe.nk",
+		"reader reader READERS - " + key["reader"] + " reader/reader.nk",
+		"readers-provisioner readers-provisioner READERS - " + key["readers-provisioner"] + " provision/readers-provisioner.nk",
+		"wg-provisioner wg-provisioner WG - " + key["wg-provisioner"] + " provision/wg-provisioner.nk",
+	}, have)
+	equal(t, "files", before, tree(t, dir))
 }
 
 // What Keys writes, nats-server takes.

@@ -78,9 +78,18 @@ func ensureDir(dir string) error {
 
 // ensureIdentity returns the public key of the user whose seed is in path, and makes the seed first where there is none.
 func ensureIdentity(path string) (string, error) {
-	text, err := os.ReadFile(path)
+	key, err := PublicKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return createIdentity(path)
+	}
+	return key, err
+}
+
+// PublicKey returns the public key (U…) of the user whose seed is in path.
+func PublicKey(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("identity %s: %w: `notifier keys` makes it", path, cause(err))
 	}
 	if err != nil {
 		return "", fmt.Errorf("identity %s: %w: make it readable for the user who runs this service", path, cause(err))
@@ -106,7 +115,7 @@ func createIdentity(path string) (string, error) {
 		return "", fmt.Errorf("identity %s: %w", path, err)
 	}
 	defer clear(seed)
-	if err := writeFile(path, append(seed, '\n')); err != nil {
+	if err := WriteFile(path, append(seed, '\n'), 0o600); err != nil {
 		return "", err
 	}
 	return userKey(path, pair)
@@ -144,19 +153,19 @@ func writeIfChanged(path string, content []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
-	return writeFile(path, content)
+	return WriteFile(path, content, 0o600)
 }
 
-// writeFile puts content at path with mode 0600, whole or not at all: a temporary file beside it is synced and renamed, then the directory is synced, so that
+// WriteFile puts content at path, whole or not at all: a temporary file beside it is synced and renamed, then the directory is synced, so that
 // a power cut leaves no empty key behind.
-func writeFile(path string, content []byte) (err error) {
+func WriteFile(path string, content []byte, mode fs.FileMode) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("write %s: %w: check that the directory is writable and has room", path, cause(err))
 		}
 	}()
 	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // mode 0600
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // mode 0600 until it is whole
 	if err != nil {
 		return err
 	}
@@ -165,7 +174,7 @@ func writeFile(path string, content []byte) (err error) {
 		tmp.Close()
 		return err
 	}
-	if err := tmp.Sync(); err != nil {
+	if err := errors.Join(tmp.Chmod(mode), tmp.Sync()); err != nil {
 		tmp.Close()
 		return err
 	}

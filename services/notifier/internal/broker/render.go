@@ -64,12 +64,12 @@ var serverConf = template.Must(template.New("nats.conf").Option("missingkey=erro
 
 // Render returns the configuration file of nats-server. Equal values give equal bytes.
 func (c ServerConfig) Render() ([]byte, error) {
-	if err := c.validate(); err != nil {
+	if err := errors.Join(c.Check(), c.checkKeys()); err != nil {
 		return nil, err
 	}
 	host, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("listen address %q: %w", c.Listen, err)
+		return nil, err // Check has split it
 	}
 	if port == "0" {
 		port = "-1" // the server's own word for a free port; 0 would be its default, 4222
@@ -90,37 +90,26 @@ func (c ServerConfig) Render() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// validate refuses what would make a configuration that looks right and is not: an invalid or repeated key, two probes of one node.
-func (c ServerConfig) validate() error {
+// Check refuses what would make a configuration that looks right and is not, such as two probes of one node. Keys need not be there yet: Render checks them.
+func (c ServerConfig) Check() error {
 	control := func(s string) bool { return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) }
 	for _, s := range []string{c.Listen, c.StoreDir} {
 		if s == "" || control(s) {
 			return fmt.Errorf("broker configuration: %q is no listen address or directory", s)
 		}
 	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("listen address %q: %w", c.Listen, err)
+	}
 	if t := c.TLS; (t.Cert == "") != (t.Key == "") || t.CA != "" && t.Cert == "" {
-		return errors.New("broker configuration: TLS needs the certificate and its key, and for a CA both")
+		return errors.New("broker configuration: TLS needs the certificate and its key, and for a CA both (-tls-cert, -tls-key, -tls-ca; an empty one takes it away)")
 	}
 	for _, s := range []string{c.TLS.Cert, c.TLS.Key, c.TLS.CA} {
 		if control(s) {
 			return fmt.Errorf("broker configuration: %q is no file name", s)
 		}
 	}
-	keys, nodes, probes := map[string]string{}, map[string]bool{}, map[string]bool{}
-	add := func(role, key string) error {
-		if !nkeys.IsValidPublicUserKey(key) {
-			// The text is left out: a seed in the wrong place is a secret.
-			return fmt.Errorf("broker configuration: %s: not the public key of an nkey user (U…)", role)
-		}
-		if other, used := keys[key]; used {
-			return fmt.Errorf("broker configuration: %s and %s have the same key %s", other, role, key)
-		}
-		keys[key] = role
-		return nil
-	}
-	users := []struct{ role, key string }{
-		{WGProvisioner, c.WGProvisioner}, {HooksProvisioner, c.HooksProvisioner}, {ReadersProvisioner, c.ReadersProvisioner},
-	}
+	nodes, probes := map[string]bool{}, map[string]bool{}
 	for _, p := range c.Probes {
 		if nodes[p.Node] {
 			return fmt.Errorf("broker configuration: two probes with the node %q: give one another name", p.Node)
@@ -129,6 +118,16 @@ func (c ServerConfig) validate() error {
 			return fmt.Errorf("broker configuration: two probes with the name %q", p.Name)
 		}
 		nodes[p.Node], probes[p.Name] = true, true
+	}
+	return nil
+}
+
+// checkKeys refuses an invalid or a repeated key.
+func (c ServerConfig) checkKeys() error {
+	users := []struct{ role, key string }{
+		{WGProvisioner, c.WGProvisioner}, {HooksProvisioner, c.HooksProvisioner}, {ReadersProvisioner, c.ReadersProvisioner},
+	}
+	for _, p := range c.Probes {
 		users = append(users, struct{ role, key string }{strings.TrimSpace("probe " + p.Name), p.Key})
 	}
 	for role, list := range map[string][]string{Notifier: c.Notifiers, Operator: c.Operators, Reader: c.Readers} {
@@ -136,10 +135,16 @@ func (c ServerConfig) validate() error {
 			users = append(users, struct{ role, key string }{role, key})
 		}
 	}
+	keys := map[string]string{}
 	for _, u := range users {
-		if err := add(u.role, u.key); err != nil {
-			return err
+		if !nkeys.IsValidPublicUserKey(u.key) {
+			// The text is left out: a seed in the wrong place is a secret.
+			return fmt.Errorf("broker configuration: %s: not the public key of an nkey user (U…)", u.role)
 		}
+		if other, used := keys[u.key]; used {
+			return fmt.Errorf("broker configuration: %s and %s have the same key %s", other, u.role, u.key)
+		}
+		keys[u.key] = u.role
 	}
 	return nil
 }
