@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
@@ -90,25 +91,24 @@ func Keys(o KeysOptions) error {
 	if o.Out == nil {
 		o.Out = io.Discard
 	}
-	before, err := readSettings(o.Dir)
-	if err != nil {
-		return err
-	}
-	s := before
-	s.Listen, s.Store = cmp.Or(o.Listen, s.Listen, "0.0.0.0:4222"), cmp.Or(o.Store, s.Store, "/data")
-	for file, to := range map[*string]*string{&s.TLS.Cert: o.TLSCert, &s.TLS.Key: o.TLSKey, &s.TLS.CA: o.TLSCA} {
-		if to != nil {
-			*file = *to
-		}
-	}
-	if s.Members, err = o.wanted(before.Members); err != nil {
-		return err
-	}
-	if err := s.serverConfig().Check(); err != nil { // before a key is made, or thrown away
+	if _, _, err := o.plan(); err != nil { // before anything is made
 		return err
 	}
 	// Before the closed directories below it, which would close it too.
 	if err := os.MkdirAll(filepath.Join(o.Dir, keysBroker), 0o755); err != nil {
+		return err
+	}
+	// Two runs at once would each write what it knows, and forget what the other made.
+	lock, err := os.Open(filepath.Join(o.Dir, keysBroker))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	before, s, err := o.plan()
+	if err != nil {
 		return err
 	}
 	for i := range s.Members {
@@ -141,6 +141,24 @@ func Keys(o KeysOptions) error {
 	}
 	o.tell(before, s, !bytes.Equal(old, conf))
 	return nil
+}
+
+// plan returns what there is and what there will be, which has no mistake in it.
+func (o KeysOptions) plan() (before, after settings, err error) {
+	if before, err = readSettings(o.Dir); err != nil {
+		return before, after, err
+	}
+	after = before
+	after.Listen, after.Store = cmp.Or(o.Listen, after.Listen, "0.0.0.0:4222"), cmp.Or(o.Store, after.Store, "/data")
+	for file, to := range map[*string]*string{&after.TLS.Cert: o.TLSCert, &after.TLS.Key: o.TLSKey, &after.TLS.CA: o.TLSCA} {
+		if to != nil {
+			*file = *to
+		}
+	}
+	if after.Members, err = o.wanted(before.Members); err != nil {
+		return before, after, err
+	}
+	return before, after, after.serverConfig().Check()
 }
 
 func settingsFile(dir string) string { return filepath.Join(dir, keysBroker, "keys.json") }

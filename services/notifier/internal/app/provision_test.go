@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
@@ -378,6 +379,34 @@ func TestKeysRefusesToForget(t *testing.T) {
 }
 
 // Each row is a run of its own after one that knew probe-a, of node n, and notifier-x; DIR stands for the directory.
+// TestKeysAtOnce: what one run makes, another that runs at the same time does not forget.
+func TestKeysAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "keys")
+	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
+	var runs errgroup.Group
+	for _, name := range names {
+		runs.Go(func() error { return Keys(KeysOptions{Dir: dir, Probes: []NamedNode{{Name: name}}, NotifierUID: -1}) })
+	}
+	if err := runs.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := readSettings(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range s.Members {
+		if m.Role == broker.Probe {
+			got = append(got, m.name())
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, names) {
+		t.Errorf("probes %q, want %q", got, names)
+	}
+}
+
 func TestKeysTellsWhatToDo(t *testing.T) {
 	t.Parallel()
 	const reload = "have the broker read DIR/broker/nats.conf, twice (kill -HUP PID; sleep 1; kill -HUP PID), or restart it"
