@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
 	"github.com/wgherald/wgherald/pkg/events"
@@ -78,6 +80,20 @@ func (b broker) args(more ...string) []string {
 // endpoint is that of event n.
 func endpoint(n uint64) string { return fmt.Sprintf("203.0.113.7:%d", n) }
 
+func (b broker) connect(t *testing.T, identity string) *nats.Conn {
+	t.Helper()
+	login, err := nats.NkeyOptionFromSeed(b.nkey(identity))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect("nats://"+b.addr, login, nats.CustomInboxPrefix("_INBOX_"+identity))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
 // publish does what the probe does.
 func (b broker) publish(t *testing.T, n uint64) {
 	t.Helper()
@@ -89,15 +105,6 @@ func (b broker) publish(t *testing.T, n uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	login, err := nats.NkeyOptionFromSeed(b.nkey("probe"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect("nats://"+b.addr, login, nats.CustomInboxPrefix("_INBOX_probe"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
 	m := nats.NewMsg("wg.peer.connected")
 	e := connected(n)
 	e.Peer().Endpoint = endpoint(n)
@@ -107,7 +114,7 @@ func (b broker) publish(t *testing.T, n uint64) {
 		t.Fatal(err)
 	}
 	m.Header.Set(events.HeaderSignature, base64.StdEncoding.EncodeToString(signature))
-	ack, err := nc.RequestMsg(m, 10*time.Second)
+	ack, err := b.connect(t, "probe").RequestMsg(m, 10*time.Second)
 	if err != nil || !strings.Contains(string(ack.Data), `"seq"`) {
 		t.Fatalf("%s, %v", ack.Data, err)
 	}
@@ -155,6 +162,23 @@ func TestDurable(t *testing.T) {
 	b.publish(t, 3)
 	shows(b.args("-durable", "mine"), endpoint(3)) // what came while it was away, and nothing twice
 	shows(b.args("-durable", "other"), endpoint(1), endpoint(2), endpoint(3))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var out, problems page
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, b.args("-durable", "gone"), &out, &problems) }()
+	out.wait(t, ctx, endpoint(3))
+	js, err := jetstream.New(b.connect(t, "reader"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteConsumer(ctx, events.StreamEvents, "gone"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, jetstream.ErrConsumerDeleted) {
+		t.Errorf("ends with %v after its consumer was deleted", err)
+	}
 }
 
 // TestWrongKey logs in with the keys that lie beside the reader's.

@@ -182,7 +182,8 @@ func live(nc *nats.Conn, put func(message)) error {
 	return nc.LastError() // the broker has answered: what it refused is known
 }
 
-// stored puts what is in the stream, and what comes into it, by a durable consumer that is made if there is none. What is not acked within 30 s comes again.
+// stored puts what is in the stream, and what comes into it, by a durable consumer that is made if there is none. What is not acked within 30 s comes again, so no
+// more is pulled at a time than can be dealt with by then.
 func stored(ctx context.Context, nc *nats.Conn, name string, put func(message), fail func(error)) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -200,7 +201,7 @@ func stored(ctx context.Context, nc *nats.Conn, name string, put func(message), 
 	}
 	_, err = consumer.Consume(func(m jetstream.Msg) {
 		put(message{m.Subject(), m.Headers().Get(events.HeaderSignature), m.Data(), m.Ack})
-	}, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	}, jetstream.PullMaxMessages(64), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		if errors.Is(err, jetstream.ErrConsumerDeleted) { // all else passes, as a broker that is away does
 			fail(err)
 		}
