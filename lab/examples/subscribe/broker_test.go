@@ -142,10 +142,17 @@ func follow(t *testing.T, args []string, lines int) []string {
 	return out.All()
 }
 
-// TestDurable stops the program and starts it again.
-func TestDurable(t *testing.T) {
+// TestBroker asks a real broker.
+func TestBroker(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t)
+	t.Run("durable", func(t *testing.T) { testDurable(t, b) })
+	t.Run("wrong key", func(t *testing.T) { testWrongKey(t, b) })
+	t.Run("TLS", func(t *testing.T) { testTLS(t, b) })
+}
+
+// testDurable stops the program and starts it again.
+func testDurable(t *testing.T, b broker) {
 	shows := func(args []string, want ...string) {
 		t.Helper()
 		got := follow(t, args, len(want))
@@ -181,10 +188,8 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// TestWrongKey logs in with the keys that lie beside the reader's.
-func TestWrongKey(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t)
+// testWrongKey logs in with the keys that lie beside the reader's.
+func testWrongKey(t *testing.T, b broker) {
 	tests := map[string]struct{ nkey, want string }{
 		"the probe's":    {b.nkey("probe"), "this is no reader's key"},
 		"the operator's": {b.nkey("operator"), "this is no reader's key"},
@@ -207,23 +212,30 @@ func TestWrongKey(t *testing.T) {
 	}
 }
 
-// TestTLS has a broker before it that wants a certificate, and shows one itself.
-func TestTLS(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t)
-	b.publish(t, 1)
+// testTLS has something before the broker that wants a certificate, and shows one itself.
+func testTLS(t *testing.T, b broker) {
 	ca, server, file := newPKI(t)
-	plain := b.addr
-	b.addr = terminate(t, plain, &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: ca, ClientAuth: tls.RequireAndVerifyClientCert})
-	if got := follow(t, b.args("-durable", "mine", "-ca", file("ca.crt"), "-cert", file("client.crt"), "-key", file("client.key")), 1); len(got) != 1 {
-		t.Errorf("prints %q", got)
+	b.addr = terminate(t, b.addr, &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: ca, ClientAuth: tls.RequireAndVerifyClientCert})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var out, problems page
+	subscribed, unsubscribe := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run(subscribed, b.args("-ca", file("ca.crt"), "-cert", file("client.crt"), "-key", file("client.key")), &out, &problems)
+	}()
+	problems.wait(t, ctx, "subscribed to wg.peer.*")
+	unsubscribe()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 	for name, tt := range map[string]struct {
 		args []string
 		want string
 	}{
 		"no CA":                      {nil, "with -ca"},
-		"no certificate":             {[]string{"-ca", file("ca.crt")}, "certificate required"},
+		"no certificate":             {[]string{"-ca", file("ca.crt")}, "with -cert and -key"},
+		"another name":               {[]string{"-ca", file("ca.crt"), "-url", strings.Replace("nats://"+b.addr, "127.0.0.1", "localhost", 1)}, "localhost"},
 		"a certificate without key":  {[]string{"-cert", file("client.crt")}, "-cert and -key go together"},
 		"a key without certificate":  {[]string{"-key", file("client.key")}, "-cert and -key go together"},
 		"a CA that is not there":     {[]string{"-ca", "/nonexistent"}, "/nonexistent"},

@@ -16,11 +16,13 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -150,6 +152,7 @@ func run(ctx context.Context, args []string, out, problems io.Writer) error {
 
 // explain adds to the broker's words what they mean here.
 func explain(err error) error {
+	op, _ := errors.AsType[*net.OpError](err)
 	switch {
 	case errors.Is(err, nats.ErrAuthorization):
 		return fmt.Errorf("%w: the broker wants a key (-nkey), or does not know this one: a reader's is reader.nk", err)
@@ -157,6 +160,9 @@ func explain(err error) error {
 		return fmt.Errorf("%w: this is no reader's key: the one that may read is reader.nk", err)
 	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return fmt.Errorf("%w: name the CA of the broker's certificate with -ca", err)
+	case errors.As(err, new(*tls.CertificateVerificationError)): // says itself what is wrong
+	case errors.Is(err, nats.ErrTLS), op != nil && op.Op == "remote error": // with TLS 1.3 a broker refuses after the handshake, or just closes
+		return fmt.Errorf("%w: if the broker wants a certificate, name yours with -cert and -key", err)
 	}
 	return err
 }
