@@ -7,16 +7,22 @@
 //   - it subscribes before it reads the peers' state from the bucket (events.StateBucket), so that nothing is missed in between.
 //   - it verifies. Whoever may publish on wg.peer.* can claim anything; only the probe's signature tells whose event it is (events.Verify).
 //   - it deduplicates on the event's id, because delivery is at least once.
-//   - it notices holes in the numbering of each source. A subscription like this one sees what is published while it is connected, and only that:
-//     for what was missed there is the stream (events.StreamEvents), which a reader may follow with a durable consumer of its own.
+//   - it notices holes in the numbering of each source. A subscription sees what is published while it is connected, and only that.
+//
+// With -durable NAME it misses nothing: it reads the stream (events.StreamEvents) by a consumer of that name, from the oldest event that is stored, and goes on
+// where it was when it is started again. docs/subscribing.md tells the same for other languages.
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -44,6 +50,10 @@ func run(ctx context.Context, args []string, out, problems io.Writer) error {
 	url := flags.String("url", nats.DefaultURL, "the broker")
 	nkey := flags.String("nkey", "", "file with the seed of a reader's nkey")
 	keyring := flags.String("keyring", "", "file that tells which key may sign for which node; without it nothing is verified")
+	ca := flags.String("ca", "", "PEM `file` of the authorities that the broker's certificate must lead to; the system's when empty")
+	cert := flags.String("cert", "", "PEM `file` of a client certificate, with -key")
+	key := flags.String("key", "", "PEM `file` of the client certificate's key")
+	durable := flags.String("durable", "", "`name` of a consumer that remembers what was read; without it only what is published from now on")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -59,17 +69,22 @@ func run(ctx context.Context, args []string, out, problems io.Writer) error {
 		}
 	}
 
+	if (*cert == "") != (*key == "") {
+		return errors.New("-cert and -key go together")
+	}
+
 	failed := make(chan error, 1)
+	fail := func(err error) {
+		select {
+		case failed <- err:
+		default: // the first says enough
+		}
+	}
 	options := []nats.Option{
 		nats.Name("wgherald-example"),
 		nats.CustomInboxPrefix("_INBOX_reader"), // a reader may subscribe to no other inbox
 		nats.MaxReconnects(-1),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { // a refused subscription is told here, and nowhere else
-			select {
-			case failed <- err:
-			default:
-			}
-		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { fail(err) }), // what is refused is told here, and nowhere else
 	}
 	if *nkey != "" {
 		login, err := nats.NkeyOptionFromSeed(*nkey)
@@ -78,44 +93,126 @@ func run(ctx context.Context, args []string, out, problems io.Writer) error {
 		}
 		options = append(options, login)
 	}
+	if *ca != "" {
+		options = append(options, nats.RootCAs(*ca))
+	}
+	if *cert != "" {
+		options = append(options, nats.ClientCert(*cert, *key))
+	}
 	nc, err := nats.Connect(*url, options...)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", *url, err)
+		return fmt.Errorf("connect to %s: %w", *url, explain(err))
 	}
 	defer nc.Close()
 
-	live := make(chan *nats.Msg, 1024)
-	if _, err := nc.ChanSubscribe("wg.peer.*", live); err != nil {
-		return fmt.Errorf("subscribe: %w", err)
+	messages := make(chan message, 1024)
+	put := func(m message) {
+		select {
+		case messages <- m:
+		case <-ctx.Done():
+		}
 	}
-	if err := nc.FlushTimeout(5 * time.Second); err != nil {
-		return fmt.Errorf("subscribe: %w", err)
+	if *durable == "" {
+		err = live(nc, put)
+	} else {
+		err = stored(ctx, nc, *durable, put, fail)
+	}
+	if err != nil {
+		return explain(cmp.Or(nc.LastError(), err)) // a refusal says more than the time-out that it leads to
 	}
 	fmt.Fprintln(problems, "subscribed to wg.peer.* at", nc.ConnectedUrlRedacted())
-	if err := present(ctx, nc, r, out, problems); err != nil {
-		fmt.Fprintln(problems, "the peers' present state is not known:", err)
+	if *durable == "" {
+		if err := present(ctx, nc, r, out, problems); err != nil {
+			fmt.Fprintln(problems, "the peers' present state is not known:", err)
+		}
 	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-failed:
-			return err
-		case m := <-live:
-			e, err := r.read(m.Subject, m.Data, m.Header.Get(events.HeaderSignature))
-			if err != nil {
+			return explain(err)
+		case m := <-messages:
+			e, err := r.read(m.subject, m.body, m.signature)
+			switch {
+			case err != nil:
 				fmt.Fprintln(problems, "ignored:", err)
-				continue
+			case e != nil: // and not a repetition
+				if missing := r.holes.note(e.Source, e.Sequence); missing > 0 {
+					fmt.Fprintf(problems, "%d events of %s were missed\n", missing, e.Source)
+				}
+				fmt.Fprintln(out, line(e))
 			}
-			if e == nil {
-				continue // a repetition
+			if err := m.done(); err != nil {
+				fmt.Fprintln(problems, "comes again, as its ack was not taken:", err)
 			}
-			if missing := r.holes.note(e.Source, e.Sequence); missing > 0 {
-				fmt.Fprintf(problems, "%d events of %s were missed\n", missing, e.Source)
-			}
-			fmt.Fprintln(out, line(e))
 		}
 	}
+}
+
+// explain adds to the broker's words what they mean here.
+func explain(err error) error {
+	op, _ := errors.AsType[*net.OpError](err)
+	switch {
+	case errors.Is(err, nats.ErrAuthorization):
+		return fmt.Errorf("%w: the broker wants a key (-nkey), or does not know this one: a reader's is reader.nk", err)
+	case errors.Is(err, nats.ErrPermissionViolation):
+		return fmt.Errorf("%w: this is no reader's key: the one that may read is reader.nk", err)
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return fmt.Errorf("%w: name the CA of the broker's certificate with -ca", err)
+	case errors.As(err, new(*tls.CertificateVerificationError)): // says itself what is wrong
+	case errors.Is(err, nats.ErrTLS), op != nil && op.Op == "remote error": // with TLS 1.3 a broker refuses after the handshake, or just closes
+		return fmt.Errorf("%w: if the broker wants a certificate, name yours with -cert and -key", err)
+	}
+	return err
+}
+
+// message is what was published to a subject. done says that it was dealt with.
+type message struct {
+	subject, signature string
+	body               []byte
+	done               func() error
+}
+
+// live puts what is published from now on.
+func live(nc *nats.Conn, put func(message)) error {
+	_, err := nc.Subscribe("wg.peer.*", func(m *nats.Msg) {
+		put(message{m.Subject, m.Header.Get(events.HeaderSignature), m.Data, func() error { return nil }})
+	})
+	if err != nil {
+		return err
+	}
+	if err := nc.FlushTimeout(5 * time.Second); err != nil {
+		return err
+	}
+	return nc.LastError() // the broker has answered: what it refused is known
+}
+
+// stored puts what is in the stream, and what comes into it, by a durable consumer that is made if there is none. What is not acked within 30 s comes again, so no
+// more is pulled at a time than can be dealt with by then.
+func stored(ctx context.Context, nc *nats.Conn, name string, put func(message), fail func(error)) error {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	consumer, err := js.CreateOrUpdateConsumer(ctx, events.StreamEvents, jetstream.ConsumerConfig{
+		Durable:       name,
+		FilterSubject: "wg.peer.*",
+		DeliverPolicy: jetstream.DeliverAllPolicy,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       30 * time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = consumer.Consume(func(m jetstream.Msg) {
+		put(message{m.Subject(), m.Headers().Get(events.HeaderSignature), m.Data(), m.Ack})
+	}, jetstream.PullMaxMessages(64), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		if errors.Is(err, jetstream.ErrConsumerDeleted) { // all else passes, as a broker that is away does
+			fail(err)
+		}
+	}))
+	return err
 }
 
 // present prints who is connected. What made a peer's state so is remembered as read: it may come as an event, too.
