@@ -26,7 +26,7 @@ type ProvisionOptions struct {
 	DryRun     bool          // change nothing, and tell what would be done to each stream
 }
 
-// Provision makes the streams and returns what it changed.
+// Provision makes the streams, waits until the mirrors among them run, and returns what it changed.
 func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]broker.Change, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Wait, fmt.Errorf("the broker was not ready within %s", o.Wait))
 	defer cancel()
@@ -57,7 +57,11 @@ func Provision(ctx context.Context, o ProvisionOptions, log *slog.Logger) ([]bro
 		defer nc.Close()
 		*login.nc = nc
 	}
-	return broker.Provision(ctx, p, o.DryRun, log)
+	changes, err := broker.Provision(ctx, p, o.DryRun, log)
+	if err != nil || o.DryRun {
+		return changes, err
+	}
+	return changes, broker.AwaitMirrors(ctx, p)
 }
 
 func exists(file string) bool {

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -36,6 +37,20 @@ func (e external) IdentityFile(name string) string { return IdentityFile(e.dir, 
 // startExternal runs it with its streams for the length of the test, after change had its way with the configuration.
 func startExternal(t testing.TB, change func(conf string) string) external {
 	t.Helper()
+	e := serveExternal(t, change)
+	p := e.provisioners(t)
+	if _, err := Provision(t.Context(), p, false, discard); err != nil {
+		t.Fatal(err)
+	}
+	if err := AwaitMirrors(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// serveExternal is startExternal without streams.
+func serveExternal(t testing.TB, change func(conf string) string) external {
+	t.Helper()
 	e := external{dir: t.TempDir()}
 	chmod(t, e.dir)
 	opts := e.configure(t, change, probe1, probe2)
@@ -52,11 +67,11 @@ func startExternal(t testing.TB, change func(conf string) string) external {
 		s.WaitForShutdown()
 	})
 	e.Server = s
-	p := Provisioners{login(t, e, WGProvisioner).Conn, login(t, e, HooksProvisioner).Conn, login(t, e, ReadersProvisioner).Conn}
-	if _, err := Provision(t.Context(), p, false, discard); err != nil {
-		t.Fatal(err)
-	}
 	return e
+}
+
+func (e external) provisioners(t testing.TB) Provisioners {
+	return Provisioners{login(t, e, WGProvisioner).Conn, login(t, e, HooksProvisioner).Conn, login(t, e, ReadersProvisioner).Conn}
 }
 
 // configure writes a configuration with these probes and returns it as the server reads it.
@@ -383,6 +398,26 @@ func TestProbeIsBoundToItsNode(t *testing.T) {
 		t.Errorf("one probe got %d acks of another, %v", n, err)
 	}
 	a.wantIntact(before, map[string]uint64{"wg WG_EVENTS": 2, "hooks WG_EVENTS": 2, "readers WG_EVENTS": 2})
+}
+
+// A broker that has the streams and not what their mirrors need, because its configuration was not read again.
+func TestProvisionNamesAMirrorThatDoesNotRun(t *testing.T) {
+	t.Parallel()
+	e := serveExternal(t, func(conf string) string {
+		return strings.ReplaceAll(conf, `to: "JS.WG.API.CONSUMER.CREATE.KV_WG_PEERS`, `to: "nowhere.KV_WG_PEERS`)
+	})
+	p := e.provisioners(t)
+	if _, err := Provision(t.Context(), p, false, discard); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("not within a second"))
+	defer cancel()
+	err := AwaitMirrors(ctx, p)
+	for _, want := range []string{"KV_WG_PEERS", "HOOKS", "not within a second", "notifier keys"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q in it", err, want)
+		}
+	}
 }
 
 func TestPublishLeavesNothingBehind(t *testing.T) {

@@ -205,6 +205,60 @@ func Provision(ctx context.Context, p Provisioners, dryRun bool, log *slog.Logge
 	return changes, nil
 }
 
+// mirrorPoll is how long AwaitMirrors waits between two looks.
+const mirrorPoll = 20 * time.Millisecond
+
+// AwaitMirrors returns once every mirror that Provision makes is in touch with its stream. Until then it has nothing to deliver, and a broker whose configuration is read again
+// meanwhile loses the answer that the mirror waits for, which costs it more than half a minute.
+//
+// The error when ctx ends first names the mirror, what the broker says of it, and the remedy.
+func AwaitMirrors(ctx context.Context, p Provisioners) error {
+	for _, a := range []struct {
+		name  string
+		nc    *nats.Conn
+		specs []streamSpec
+	}{{"HOOKS", p.Hooks, hookStreams(true)}, {"READERS", p.Readers, readerStreams()}} {
+		if a.nc == nil {
+			continue
+		}
+		js, err := jetstream.New(a.nc)
+		if err != nil {
+			return fmt.Errorf("mirrors of account %s: %w", a.name, err)
+		}
+		for _, s := range a.specs {
+			if err := s.await(ctx, js); err != nil {
+				return fmt.Errorf("mirror %s in account %s does not run yet: %w: the broker may still have an older configuration than `notifier keys` wrote last: "+
+					"restart it, then run this again", s.name, a.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// await returns once the stream is no mirror, or one that has heard from its origin.
+func (s streamSpec) await(ctx context.Context, js jetstream.JetStream) error {
+	for {
+		stream, err := js.Stream(ctx, s.name)
+		if err == nil {
+			m := stream.CachedInfo().Mirror
+			if m == nil || m.Active >= 0 && m.Error == nil {
+				return nil
+			}
+			if m.Error != nil {
+				err = m.Error
+			}
+		}
+		select {
+		case <-time.After(mirrorPoll):
+		case <-ctx.Done():
+			if err == nil || errors.Is(err, context.DeadlineExceeded) {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
 // ensure makes the stream, or changes the one there is where it differs.
 func (s streamSpec) ensure(ctx context.Context, js jetstream.JetStream, version string, dryRun bool) (Change, error) {
 	stream, err := js.Stream(ctx, s.name)
