@@ -17,6 +17,7 @@ func TestEachImageIsBuiltOnce(t *testing.T) {
 	var file struct {
 		Services map[string]struct {
 			Image     string
+			Pull      string `yaml:"pull_policy"`
 			Build     any
 			DependsOn map[string]any `yaml:"depends_on"`
 		}
@@ -36,8 +37,11 @@ func TestEachImageIsBuiltOnce(t *testing.T) {
 			t.Errorf("%s is built by %q, want one of them", image, by)
 			continue
 		}
-		// docker-compose 1.29 makes images in the order of services, and looks for one that is not built yet in a registry.
 		for _, name := range uses[image] {
+			if pull := file.Services[name].Pull; pull != "never" {
+				t.Errorf("%s has the pull policy %q: Compose would ask a registry for %s, and run what anybody has put there", name, pull, image)
+			}
+			// docker-compose 1.29 makes images in the order of services, and looks for one that is not built yet in a registry, whatever the policy.
 			if !after(name, by[0], func(name string) map[string]any { return file.Services[name].DependsOn }) {
 				t.Errorf("%s is not started after %s, which builds its image", name, by[0])
 			}
