@@ -2,6 +2,7 @@ package compose
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/goccy/go-yaml"
@@ -60,4 +61,18 @@ func after(name, other string, dependsOn func(string) map[string]any) bool {
 		}
 	}
 	return false
+}
+
+// TestImagesTrustPublicAuthorities: either service may reach a broker whose certificate is of one, and its image holds no other file.
+func TestImagesTrustPublicAuthorities(t *testing.T) {
+	for _, service := range []string{"notifier", "probe"} {
+		text, err := os.ReadFile("../../services/" + service + "/Dockerfile")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const roots = "/etc/ssl/certs/ca-certificates.crt"
+		if !strings.Contains(string(text), "COPY --from=build "+roots+" "+roots+"\n") {
+			t.Errorf("the image of the %s has no certificates", service)
+		}
+	}
 }
