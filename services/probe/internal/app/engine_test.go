@@ -146,7 +146,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("got %q, want %q", r, want)
 		}
 	}
-	if r := report(t.Context(), e, true, true, 0); r.Well || !strings.Contains(r.Text, "does not let this key speak for this node (PROBE_NODE)") {
+	if r := report(t.Context(), e, true, true, 0); r.Well || !strings.Contains(r.Text, "the key is another node's (PROBE_NODE)") {
 		t.Errorf("of a key of another node: %s", r)
 	}
 	cancel()

@@ -53,7 +53,7 @@ func report(ctx context.Context, e *engine, connected, denied bool, waiting int)
 	case !connected:
 		broker = "the broker is not connected, events are kept"
 	case denied:
-		broker = "the broker does not let this key speak for this node (PROBE_NODE), so nobody who verifies believes its events"
+		broker = "the broker refuses the states of this node: the key is another node's (PROBE_NODE), and nobody who verifies believes its events"
 	}
 	parts = append(parts, broker, fmt.Sprintf("%d events wait for it", waiting))
 	return health.Report{

@@ -25,7 +25,7 @@ const InboxPrefix = "_INBOX_probe"
 // broker while the probe waits. Nothing is buffered while it is down, for the outbox does that on disk. The channel receives a value when the
 // connection is up again. When ctx ends, a connection that is up stays until it is closed, and one that is not is not tried for any longer.
 //
-// Each ack for another process that publishes as this node is counted by clashed. Each state that the broker refuses, because the key is another node's, is told to
+// Each ack for another process that publishes as this node is counted by clashed. Each state that the broker refuses to the key of another node is told to
 // denied: of the events, only who verifies them knows. Both may be called by any goroutine.
 //
 // An error is a matter of configuration: a file that cannot be read, an address that is none.
@@ -79,7 +79,7 @@ func Connect(ctx context.Context, c config.NATS, node string, id Identity, clash
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away(err) }),
 		// A denied publish is told here alone; its sender sees a time-out.
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if deniesState(err) {
+			if c.NkeyFile != "" && deniesState(err) { // other logins may have none of the rights that `notifier keys` gives
 				denied()
 			}
 			away(err)

@@ -24,7 +24,8 @@ func explainConnect(err error, public string) error {
 		advice = "the broker does not know this login (public key " + public + ", unless NATS_CREDS_FILE or NATS_URL has another): give it the nats.conf of `notifier keys`" +
 			" and have it read that again, or set NATS_NKEY_FILE to the key that it knows"
 	case deniesState(err):
-		advice = "this probe's key may not speak for this node, and nobody who verifies believes its events: set PROBE_NODE to the node of the key, which `notifier keys -list` shows," +
+		advice = "the broker refuses the states of this node, as it does where the probe's key is another node's, and then nobody who verifies believes its events either:" +
+			" set PROBE_NODE to the node of the key, which `notifier keys -list` shows," +
 			" or give the key this node with `notifier keys -probe NAME=NODE`, and have the broker read its configuration (compose did the first: restart nats)"
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		advice = "the broker has no TLS: switch it on there, or take tls:// and the NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE out here"

@@ -287,22 +287,24 @@ func TestBrokerRestarts(t *testing.T) {
 // TestKeyOfAnotherNode: the broker takes the events of a probe whose key is another node's, and nobody believes them; but it refuses its states, and so the probe knows.
 func TestKeyOfAnotherNode(t *testing.T) {
 	t.Parallel()
+	file := filepath.Join(t.TempDir(), "probe.nk")
+	id, err := publish.LoadIdentity(file, true)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := serve(t, t.TempDir(), -1, func(o *server.Options) {
-		o.Users = []*server.User{
-			{Username: "provisioner", Password: "p"},
-			{Username: "probe", Password: "p", Permissions: &server.Permissions{
-				Publish:   &server.SubjectPermission{Allow: []string{"wg.peer.*", "wg.interface.*", "wg.probe.*", "$KV.WG_PEERS.vpn-2.>"}},
-				Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX_probe.>"}},
-			}},
-		}
-		o.NoAuthUser = "provisioner"
+		o.Users, o.NoAuthUser = []*server.User{{Username: "provisioner", Password: "p"}}, "provisioner"
+		o.Nkeys = []*server.NkeyUser{{Nkey: id.Public, Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{"wg.peer.*", "wg.interface.*", "wg.probe.*", "$KV.WG_PEERS.vpn-2.>"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX_probe.>"}},
+		}}}
 	})
 	provision(t, s)
 	b := newBench(t, nil)
 	b.commit(true, "A")
-	_, log := publisher(t, b, config.NATS{URL: strings.Replace(s.ClientURL(), "://", "://probe:p@", 1)}, publish.Identity{Key: testKey})
+	_, log := publisher(t, b, config.NATS{URL: s.ClientURL(), NkeyFile: file}, id)
 	eventually(t, "it is told", b.denied.Load)
-	for _, part := range []string{"may not speak for this node", "PROBE_NODE", "`notifier keys -list`"} {
+	for _, part := range []string{"refuses the states of this node", "key is another node's", "PROBE_NODE", "`notifier keys -list`"} {
 		if !strings.Contains(log.String(), part) {
 			t.Errorf("the log does not say %q:\n%s", part, log)
 		}
