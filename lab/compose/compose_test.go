@@ -2,6 +2,7 @@ package compose
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/wgherald/wgherald/lab/internal/sink"
@@ -36,7 +37,8 @@ const (
 // stack is what deploy/compose.yaml describes, with the profile demo.
 type stack struct {
 	*engine
-	sink *sink.Sink // gets the webhooks of the service notifier
+	deploy string     // where the file is, with a slash
+	sink   *sink.Sink // gets the webhooks of the service notifier
 }
 
 // TestStack brings everything up on an engine, looks at it, kills it part by part, and takes it down. Each part of it builds on those before.
@@ -53,10 +55,10 @@ func TestStack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stack{engine: startEngine(ctx, t)}
+	s := &stack{engine: startEngine(ctx, t), deploy: filepath.Join(root, "deploy") + "/"}
 	s.importBaseImages(ctx, t, root)
 	s.receive(ctx, t)
-	s.compose = append(s.compose, "-f", filepath.Join(root, "deploy/compose.yaml"), "--profile", "demo")
+	s.compose = append(s.compose, "-f", s.deploy+"compose.yaml", "--profile", "demo")
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.logs(t)
@@ -152,6 +154,8 @@ type container struct {
 		PortBindings   map[string][]struct{ HostIP, HostPort string }
 	}
 	Mounts []struct {
+		Name        string // of a volume
+		Source      string // of a directory of the host
 		Destination string
 		RW          bool
 	}
@@ -230,7 +234,7 @@ func (s *stack) images(ctx context.Context, t *testing.T) {
 			labels = append(labels, strings.TrimPrefix(label, "org.opencontainers.image."))
 		}
 		slices.Sort(labels)
-		if diff := cmp.Diff(want, labels); diff != "" {
+		if diff := gocmp.Diff(want, labels); diff != "" {
 			t.Errorf("labels of %s (-want +got):\n%s", name, diff)
 		}
 		if got := image.Config.Labels["org.opencontainers.image.version"]; got != version {
@@ -249,34 +253,39 @@ func (s *stack) confined(ctx context.Context, t *testing.T) {
 	const admin, raw = 1 << unix.CAP_NET_ADMIN, 1 << unix.CAP_NET_RAW
 	type facts struct {
 		UID          int
-		Capabilities uint64 // that it can ever have
-		Writable     []string
+		Capabilities uint64   // that it can ever have
+		Mounts       []string // volumes without the project's name, and directories of the host; :ro where they cannot be written
 		Listens      []string // TCP
 		HostNetwork  bool
 		Published    []string
 	}
 	for service, want := range map[string]facts{
-		"nats":          {UID: 0, Writable: []string{"/data"}, Listens: []string{"4222"}, Published: []string{"127.0.0.1:4222"}},
-		"probe":         {UID: 0, Capabilities: admin | raw, Writable: []string{"/var/lib/wgherald-probe"}, HostNetwork: true},
-		"notifier":      {UID: 65534},
-		"demo-notifier": {UID: 65534},
-		"demo-sink":     {UID: 65534, Writable: []string{"/hooks"}, Listens: []string{"8080"}},
-		"demo-peers":    {UID: 0, Capabilities: admin, Writable: []string{"/var/run/wireguard"}, HostNetwork: true},
+		"nats": {UID: 0, Mounts: []string{"keys-broker:/keys:ro", "nats-data:/data"}, Listens: []string{"4222"}, Published: []string{"127.0.0.1:4222"}},
+		"probe": {UID: 0, Capabilities: admin | raw, HostNetwork: true,
+			Mounts: []string{"/var/run/wireguard:/var/run/wireguard:ro", "keys-probe:/keys:ro", "probe-state:/var/lib/wgherald-probe", "probe:/etc/wgherald:ro"}},
+		"notifier":      {UID: 65534, Mounts: []string{"keys-notifier:/keys:ro", "notifier:/etc/wgherald:ro"}},
+		"demo-notifier": {UID: 65534, Mounts: []string{"demo-hooks:/hooks:ro", "keys-notifier:/keys:ro"}},
+		"demo-sink":     {UID: 65534, Mounts: []string{"demo-hooks:/hooks"}, Listens: []string{"8080"}},
+		"demo-peers":    {UID: 0, Capabilities: admin, Mounts: []string{"/var/run/wireguard:/var/run/wireguard"}, HostNetwork: true},
 	} {
 		c := s.container(ctx, t, service)
 		p := s.process(t, c.ID)
 		got := facts{UID: p.uid, Capabilities: p.bounding, Listens: p.listens, HostNetwork: c.HostConfig.NetworkMode == "host"}
 		for _, m := range c.Mounts {
+			from := cmp.Or(strings.TrimPrefix(m.Name, "wgherald_"), strings.TrimPrefix(m.Source, s.deploy))
 			if m.RW {
-				got.Writable = append(got.Writable, m.Destination)
+				got.Mounts = append(got.Mounts, from+":"+m.Destination)
+			} else {
+				got.Mounts = append(got.Mounts, from+":"+m.Destination+":ro")
 			}
 		}
+		slices.Sort(got.Mounts)
 		for _, bindings := range c.HostConfig.PortBindings {
 			for _, b := range bindings {
 				got.Published = append(got.Published, net.JoinHostPort(b.HostIP, b.HostPort))
 			}
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := gocmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", service, diff)
 		}
 		if outside := p.effective &^ want.Capabilities; outside != 0 {

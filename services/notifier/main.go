@@ -129,6 +129,9 @@ func serve(ctx context.Context, stderr io.Writer) int {
 	}()
 	if err := app.Run(ctx, cfg, version, reload, logger); err != nil {
 		logger.Error("cannot go on", "error", err)
+		if _, ok := errors.AsType[app.Misconfigured](err); ok {
+			return 2
+		}
 		return 1
 	}
 	return 0

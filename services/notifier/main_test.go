@@ -143,6 +143,40 @@ func TestRootIsRefused(t *testing.T) {
 	}
 }
 
+// TestWrongFilesAreToldFirst: what somebody has to change ends with 2, so that nothing starts it again and again, and its line is the first of the log.
+func TestWrongFilesAreToldFirst(t *testing.T) {
+	wrong := filepath.Join(t.TempDir(), "wrong")
+	if err := os.WriteFile(wrong, []byte(hidden), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		env  map[string]string
+		want []string
+	}{
+		"no key":        {map[string]string{"NATS_NKEY_FILE": "/missing/key"}, []string{"/missing/key", "no such file", "NATS_NKEY_FILE", "`notifier keys` makes it"}},
+		"a wrong key":   {map[string]string{"NATS_NKEY_FILE": wrong}, []string{wrong, "not the nkey seed of a user"}},
+		"no keyring":    {map[string]string{"NOTIFIER_VERIFY": "", "NOTIFIER_KEYRING": "/missing/ring"}, []string{"/missing/ring", "no such file", "NOTIFIER_KEYRING"}},
+		"no CA":         {map[string]string{"NATS_CA_FILE": "/missing/ca"}, []string{"/missing/ca", "no such file"}},
+		"no client key": {map[string]string{"NATS_CERT_FILE": "/missing/cert", "NATS_KEY_FILE": "/missing/key"}, []string{"/missing/cert", "no such file"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clean(t)
+			t.Setenv("NOTIFIER_STATE", t.TempDir())
+			t.Setenv("NATS_URL", "nats://127.0.0.1:1")
+			t.Setenv("NOTIFIER_VERIFY", "false")
+			for k, v := range tt.env {
+				t.Setenv(k, v)
+			}
+			code, _, stderr := call()
+			if code != 2 {
+				t.Errorf("exit code %d", code)
+			}
+			first, _, _ := strings.Cut(stderr, "\n")
+			contains(t, "its first line", first, tt.want...)
+		})
+	}
+}
+
 func TestPortInUse(t *testing.T) {
 	clean(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

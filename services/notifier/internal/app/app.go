@@ -21,13 +21,15 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/telemetry"
 )
 
+// Misconfigured is an error that no waiting heals: somebody has to change what the notifier is told, or a file that it is given.
+type Misconfigured struct{ error }
+
+// Unwrap returns what is wrong.
+func (m Misconfigured) Unwrap() error { return m.error }
+
 // Run delivers until ctx ends, and then returns nil. A broker that is away is waited for, unless it is the embedded one and cannot start. An error at the
 // start leaves nothing running. What comes from reload has the hooks read again, as a change of their files has.
 func Run(ctx context.Context, cfg config.Config, version string, reload <-chan struct{}, log *slog.Logger) error {
-	for _, w := range cfg.Warnings {
-		log.Warn(w)
-	}
-	warnNone(cfg.Hooks, log)
 	connect := broker.ConnectOptions{
 		URL: cfg.NATS.URL.Reveal(), Name: "wgherald-notifier", Role: broker.Notifier,
 		NkeyFile: cfg.NATS.NkeyFile, CredsFile: cfg.NATS.CredsFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile,
@@ -53,17 +55,15 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 	if cfg.Verify {
 		ring, err := openKeyring(cfg.Keyring, log)
 		if err != nil {
-			return err
+			return Misconfigured{err}
 		}
 		verify = ring.verify
 		tasks = append(tasks, ring.watch)
-	} else {
-		log.Warn("events are not verified (NOTIFIER_VERIFY=false): whoever may publish for one node may publish for all")
 	}
 
 	nc, err := broker.Connect(ctx, connect, log.With("component", "broker"))
 	if err != nil {
-		return err
+		return Misconfigured{err}
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
@@ -105,6 +105,14 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		log.Info("notifier health cannot be asked: it needs a socket in the state directory (NOTIFIER_STATE)", "error", err)
 	} else {
 		tasks = append(tasks, func(ctx context.Context) error { return condition.serve(ctx, l) })
+	}
+	// What is doubtful is told after what is wrong, which is then the first line.
+	for _, w := range cfg.Warnings {
+		log.Warn(w)
+	}
+	warnNone(cfg.Hooks, log)
+	if !cfg.Verify {
+		log.Warn("events are not verified (NOTIFIER_VERIFY=false): whoever may publish for one node may publish for all")
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	tasks = append(tasks, func(ctx context.Context) error {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"sync"
 	"time"
 
@@ -140,12 +141,18 @@ func (r *repeated) reset() {
 // WhyDown returns why a connection that never came up did not, in plain words, or nil where the broker was not even reached.
 func WhyDown(nc *nats.Conn) error { return explainConnect(nc.LastError()) }
 
-// hideSeed lets only the error of reading the file through: one about its text may quote the seed.
+// hideSeed lets only the error of reading the file through, with what to do about it: one about its text may quote the seed.
 func hideSeed(err error) error {
-	if pe, ok := errors.AsType[*fs.PathError](err); ok {
-		return pe.Err
+	pe, ok := errors.AsType[*fs.PathError](err)
+	switch {
+	case !ok:
+		return errors.New("not the nkey seed of a user")
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: `notifier keys` makes it, and NATS_NKEY_FILE names it", pe.Err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: the user %d, who runs this, must be able to read it", pe.Err, os.Geteuid())
 	}
-	return errors.New("not the nkey seed of a user")
+	return pe.Err
 }
 
 // hideURL replaces an error that quotes the URL, which may hold a password.

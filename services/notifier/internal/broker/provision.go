@@ -319,7 +319,7 @@ func explain(err error) error {
 	api, isAPI := errors.AsType[*jetstream.APIError](err)
 	switch {
 	case isAPI && api.ErrorCode == errStorageExceeded:
-		return fmt.Errorf("%w: the streams reserve 2.4 GiB: make room on the broker's disk", err)
+		return fmt.Errorf("%w: the streams reserve 2.3 GiB, and the broker has three quarters of what is free on its disk when it starts: 3.1 GiB must be free there; make room, and start the broker again", err)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("%w: switch JetStream on for this account in the broker's configuration (`notifier keys` writes one)", err)
 	case errors.Is(err, nats.ErrNoResponders):

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -104,7 +105,8 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	}
 	log.Info("privileges are given up", "capabilities", held.Capabilities, "bounding", held.Bounding, "no_new_privs", true, "landlock", held.Landlock)
 
-	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, identity, metrics.Clashed, log)
+	var denied atomic.Bool // the broker refuses states of this node, and has taken none since
+	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, identity, metrics.Clashed, func() { denied.Store(true) }, log)
 	if err != nil {
 		return Misconfigured{err}
 	}
@@ -119,7 +121,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("broker connection: %w", err)
 	}
-	publisher := publish.New(publish.JetStream(js), ob, identity.Key, reconnected, metrics, log.With("component", "publish"))
+	publisher := publish.New(publish.JetStream(js), ob, identity.Key, reconnected, taken{metrics, &denied}, log.With("component", "publish"))
 
 	e := newEngine(engineConfig{
 		cfg: cfg, version: version, publicKey: identity.Public, bootID: boot, trigger: trigger,
@@ -150,13 +152,24 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 			return health.Serve(gctx, questions, func() health.Report {
 				ctx, cancel := context.WithTimeout(gctx, answerIn)
 				defer cancel()
-				return report(ctx, e, nc.IsConnected(), ob.Depth())
+				return report(ctx, e, nc.IsConnected(), denied.Load(), ob.Depth())
 			})
 		})
 	}
 	err = g.Wait()
 	log.Info("probe stopped", "events_waiting", ob.Depth())
 	return err
+}
+
+// taken are metrics that tell when the broker takes a state again.
+type taken struct {
+	*telemetry.Metrics
+	denied *atomic.Bool
+}
+
+func (t taken) StatePublished() {
+	t.denied.Store(false)
+	t.Metrics.StatePublished()
 }
 
 // bootID returns what identifies the host's current boot, or nothing where that is hidden.

@@ -131,7 +131,7 @@ func TestReport(t *testing.T) {
 	e, ob := newTestEngine(t, t.TempDir())
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r := report(over, e, true, 0); r.Well || !strings.Contains(r.Text, "has taken in nothing for 2.5s") {
+	if r := report(over, e, true, false, 0); r.Well || !strings.Contains(r.Text, "has taken in nothing for 2.5s") {
 		t.Errorf("of an engine that stands still: %s", r)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -142,9 +142,12 @@ func TestReport(t *testing.T) {
 		true:  "watches no WireGuard interface yet; the broker is connected; 3 events wait for it",
 		false: "watches no WireGuard interface yet; the broker is not connected, events are kept; 3 events wait for it",
 	} {
-		if r := report(t.Context(), e, connected, 3); !r.Well || r.Text != want {
+		if r := report(t.Context(), e, connected, false, 3); !r.Well || r.Text != want {
 			t.Errorf("got %q, want %q", r, want)
 		}
+	}
+	if r := report(t.Context(), e, true, true, 0); r.Well || !strings.Contains(r.Text, "the key is another node's (PROBE_NODE)") {
+		t.Errorf("of a key of another node: %s", r)
 	}
 	cancel()
 	if err := <-ended; err != nil {
@@ -154,7 +157,7 @@ func TestReport(t *testing.T) {
 	for other, well := range map[bool]bool{false: true, true: false} {
 		e.watched["wg1"].failing = other
 		go func() { (<-e.asked) <- e.condition() }()
-		r := report(t.Context(), e, true, 0)
+		r := report(t.Context(), e, true, false, 0)
 		if r.Well != well || !strings.Contains(r.Text, "watches wg0, wg1; cannot read wg0") {
 			t.Errorf("with wg1 unreadable %t: %s", other, r)
 		}

@@ -33,7 +33,9 @@ const answerIn = health.Patience / 2
 
 // report asks the engine how it is, from another goroutine, until ctx ends, which is after answerIn. An engine that answers also stores: it does both in
 // one goroutine, at least once in tracker.StoreInterval, and a store that fails ends the probe. A broker that is away makes nobody ill, for the probe stores.
-func report(ctx context.Context, e *engine, connected bool, waiting int) health.Report {
+//
+// A broker that denies the probe this node does: what it stores then is lost on who verifies.
+func report(ctx context.Context, e *engine, connected, denied bool, waiting int) health.Report {
 	reply := make(chan condition, 1)
 	select {
 	case e.asked <- reply:
@@ -47,12 +49,15 @@ func report(ctx context.Context, e *engine, connected bool, waiting int) health.
 		parts = append(parts, "cannot read "+strings.Join(c.unreadable, ", "))
 	}
 	broker := "the broker is connected"
-	if !connected {
+	switch {
+	case !connected:
 		broker = "the broker is not connected, events are kept"
+	case denied:
+		broker = "the broker refuses the states of this node: the key is another node's (PROBE_NODE), and nobody who verifies believes its events"
 	}
 	parts = append(parts, broker, fmt.Sprintf("%d events wait for it", waiting))
 	return health.Report{
-		Well: len(c.watched) == 0 || len(c.unreadable) < len(c.watched),
+		Well: !denied && (len(c.watched) == 0 || len(c.unreadable) < len(c.watched)),
 		Text: strings.Join(parts, "; "),
 	}
 }

@@ -137,7 +137,7 @@ const (
 // confine restricts the file system as far as the kernel can, and returns the version that tells how far that is.
 func confine(f Files) (abi int, err error) {
 	if abi, err = ll.LandlockGetABIVersion(); err != nil {
-		return 0, fmt.Errorf("the kernel has no Landlock, or it is switched off: %w", err)
+		return 0, withoutLandlock(err)
 	}
 	var rules []landlock.Rule
 	grant := func(access landlock.AccessFSSet, path string) {
@@ -173,6 +173,18 @@ func confine(f Files) (abi int, err error) {
 	// Not ScopeSignal: before Linux 6.15 it keeps the threads of one process from each other, and Go's runtime signals them.
 	config.Scoped = ll.ScopeAbstractUnixSocket
 	return abi, config.Restrict(rules...)
+}
+
+// withoutLandlock says why the kernel gives no version of Landlock.
+func withoutLandlock(err error) error {
+	why := "the kernel has no Landlock"
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		why = "Landlock is switched off: name it in the kernel's parameter lsm="
+	case errors.Is(err, unix.EPERM): // no kernel's answer
+		why = "a filter of system calls (seccomp), such as an older container engine's, forbids Landlock"
+	}
+	return fmt.Errorf("%s: %w", why, err)
 }
 
 // places returns what has to be granted for a file to be read by its name, whatever file has that name then: its directory, and that of the file that a link

@@ -25,10 +25,11 @@ const InboxPrefix = "_INBOX_probe"
 // broker while the probe waits. Nothing is buffered while it is down, for the outbox does that on disk. The channel receives a value when the
 // connection is up again. When ctx ends, a connection that is up stays until it is closed, and one that is not is not tried for any longer.
 //
-// Each ack for another process that publishes as this node is counted by clashed, which may be called by any goroutine.
+// Each ack for another process that publishes as this node is counted by clashed. Each state that the broker refuses to the key of another node is told to
+// denied: of the events, only who verifies them knows. Both may be called by any goroutine.
 //
 // An error is a matter of configuration: a file that cannot be read, an address that is none.
-func Connect(ctx context.Context, c config.NATS, node string, id Identity, clashed func(), log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
+func Connect(ctx context.Context, c config.NATS, node string, id Identity, clashed, denied func(), log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
 	up := make(chan struct{}, 1)
 	log = log.With("component", "broker")
 	others := clash{inboxes: newInboxes(node), count: clashed, log: log, from: time.Now().Add(clashGrace)}
@@ -55,6 +56,10 @@ func Connect(ctx context.Context, c config.NATS, node string, id Identity, clash
 		}
 		if err = explainConnect(err, id.Public); !slices.Contains(told, err.Error()) {
 			told = append(told[max(0, len(told)-15):], err.Error())
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				log.Error("something is refused", "error", err)
+				return
+			}
 			log.Warn("not reached, trying on; events are kept", "error", err)
 		}
 	}
@@ -73,7 +78,12 @@ func Connect(ctx context.Context, c config.NATS, node string, id Identity, clash
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { away(err) }),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away(err) }),
 		// A denied publish is told here alone; its sender sees a time-out.
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { away(err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if c.NkeyFile != "" && deniesState(err) { // other logins may have none of the rights that `notifier keys` gives
+				denied()
+			}
+			away(err)
+		}),
 	}
 	if c.NkeyFile != "" {
 		// The file is not read again: whoever started the probe may read it, and the probe perhaps no more.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/wgherald/wgherald/pkg/events"
 )
 
 // explainConnect adds to the error of an attempt to connect what is wrong, in plain words, and what to do. One that needs no explanation is returned as it is.
@@ -21,6 +23,10 @@ func explainConnect(err error, public string) error {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
 		advice = "the broker does not know this login (public key " + public + ", unless NATS_CREDS_FILE or NATS_URL has another): give it the nats.conf of `notifier keys`" +
 			" and have it read that again, or set NATS_NKEY_FILE to the key that it knows"
+	case deniesState(err):
+		advice = "the broker refuses the states of this node, as it does where the probe's key is another node's, and then nobody who verifies believes its events either:" +
+			" set PROBE_NODE to the node of the key, which `notifier keys -list` shows," +
+			" or give the key this node with `notifier keys -probe NAME=NODE`, and have the broker read its configuration (compose did the first: restart nats)"
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		advice = "the broker has no TLS: switch it on there, or take tls:// and the NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE out here"
 	default:
@@ -30,6 +36,11 @@ func explainConnect(err error, public string) error {
 		return err
 	}
 	return fmt.Errorf("%s (%w)", advice, err)
+}
+
+// deniesState reports whether the broker refuses a peer's state of this node: a probe's key may write those of its own node alone.
+func deniesState(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), events.StateSubject(""))
 }
 
 // explainTLS is about certificates. What the broker thinks of ours is known by the text of its alert alone (RFC 8446, section 6): crypto/tls has no type for it.

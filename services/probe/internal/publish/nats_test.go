@@ -93,7 +93,7 @@ func publisher(t *testing.T, b *bench, c config.NATS, id publish.Identity) (stop
 	t.Helper()
 	log = &lines{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	nc, reconnected, err := publish.Connect(t.Context(), c, "vpn-1", id, func() {}, logger)
+	nc, reconnected, err := publish.Connect(t.Context(), c, "vpn-1", id, func() {}, func() { b.denied.Store(true) }, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,5 +281,35 @@ func TestBrokerRestarts(t *testing.T) {
 		if n := last[state.Peer.Name]; state.Sequence.N != n {
 			t.Errorf("the state of %s tells of event %d, its last is %d", state.Peer.Name, state.Sequence.N, n)
 		}
+	}
+}
+
+// TestKeyOfAnotherNode: the broker takes the events of a probe whose key is another node's, and nobody believes them; but it refuses its states, and so the probe knows.
+func TestKeyOfAnotherNode(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "probe.nk")
+	id, err := publish.LoadIdentity(file, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, t.TempDir(), -1, func(o *server.Options) {
+		o.Users, o.NoAuthUser = []*server.User{{Username: "provisioner", Password: "p"}}, "provisioner"
+		o.Nkeys = []*server.NkeyUser{{Nkey: id.Public, Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{"wg.peer.*", "wg.interface.*", "wg.probe.*", "$KV.WG_PEERS.vpn-2.>"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX_probe.>"}},
+		}}}
+	})
+	provision(t, s)
+	b := newBench(t, nil)
+	b.commit(true, "A")
+	_, log := publisher(t, b, config.NATS{URL: s.ClientURL(), NkeyFile: file}, id)
+	eventually(t, "it is told", b.denied.Load)
+	for _, part := range []string{"refuses the states of this node", "key is another node's", "PROBE_NODE", "`notifier keys -list`"} {
+		if !strings.Contains(log.String(), part) {
+			t.Errorf("the log does not say %q:\n%s", part, log)
+		}
+	}
+	if strings.Contains(log.String(), "not reached") {
+		t.Errorf("the broker was reached:\n%s", log)
 	}
 }

@@ -160,6 +160,7 @@ type bench struct {
 	outbox      *outbox.Outbox
 	broker      *fakeBroker
 	counts      counts
+	denied      atomic.Bool // a real broker refused a state
 	reconnected chan struct{}
 	stop        func() // ends Run's context
 	ended       chan error
