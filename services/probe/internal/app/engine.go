@@ -404,6 +404,10 @@ func (e *engine) take(a answer) {
 	if !a.found.Up {
 		responder = nil // it listens to nobody, so it turns nobody away
 	}
+	if responder != nil && d.responder != responder {
+		// What came since this look was asked for was for nobody as yet. An interface that comes up may have answered, or been answered, by now.
+		d.schedule.Skipped(a.answered.Boot)
+	}
 	if d.responder != responder || d.port != a.found.ListenPort {
 		d.responder, d.port = responder, a.found.ListenPort
 		e.aim()
