@@ -36,7 +36,7 @@ type Answer struct {
 	Freshness  Freshness
 	Configured bool // as of the latest look
 	// Awaited is true where a session may come about that is news. A peer that has one, and is where it was, renews its keys, which the next look without
-	// cause finds early enough: of a thousand peers, eight do so each second.
+	// cause finds early enough: of a thousand peers, eight do so each second. A recording makes no session.
 	Awaited bool
 	// Pending is true where the key is not configured as far as is known: the next look decides whether that is news.
 	Pending bool
@@ -69,11 +69,19 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 	p := i.peers[k.Key]
 	switch {
 	case p != nil:
-		a.Configured, a.Awaited = true, !p.Connected || bare(p.Endpoint) != k.Src
+		a.Configured = true
+		// The device compares with what it was shown by this peer, and forgets that with the peer: of a key that another interface has, too, or had a
+		// peer of before, it may take what is Replayed here.
+		later := k.Timestamp.Compare(p.tried) > 0
+		if a.Freshness != Replayed || later {
+			a.Awaited = !p.Connected || bare(p.Endpoint) != k.Src
+		}
 		// A timestamp of which strangers keep no note, because it is too far in the future, may be sent again and again: it counts once.
-		if a.Freshness != Replayed && k.Timestamp.Compare(p.tried) > 0 {
+		if later {
 			p.tried = k.Timestamp
-			a.LookAt = p.attempt(now)
+			if a.Freshness != Replayed {
+				a.LookAt = p.attempt(now)
+			}
 		}
 	case a.Freshness == Fresh:
 		if waiting := i.knocks[k.Key]; waiting != nil {

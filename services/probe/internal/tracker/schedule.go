@@ -163,8 +163,6 @@ func (s *Schedule) forget(src netip.AddrPort) {
 // Knocked takes in what the tracker answered to an initiation that src sent this device.
 func (s *Schedule) Knocked(now time.Duration, src netip.AddrPort, a Answer) {
 	switch {
-	case a.Freshness == Replayed:
-		// A recording comes from anybody, and makes no session.
 	case a.Awaited:
 		s.Initiation(now, src)
 		if a.LookAt > 0 {

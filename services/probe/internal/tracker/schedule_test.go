@@ -111,13 +111,24 @@ func TestNobodyPutsALookOff(t *testing.T) {
 	}
 }
 
-// TestRecordingCausesNoLook: anybody may send one.
+// TestRecordingCausesNoLook: anybody may send one, from anywhere and again and again.
 func TestRecordingCausesNoLook(t *testing.T) {
 	t.Parallel()
+	tr := tracker.New(plain(), nil, nil, nil)
+	at := tracker.Now{Wall: origin, Boot: began}
+	tr.Observe(at, at, tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A")}}})
 	s := rested(true, tracker.Seen{})
-	s.Knocked(began, src(1), tracker.Answer{Freshness: tracker.Replayed, Configured: true, Awaited: true})
-	if got := s.Next() - began; got != time.Minute {
-		t.Errorf("next look after %v, want one without cause", got)
+	for n, age := range []time.Duration{time.Minute, time.Minute, time.Hour, time.Minute} {
+		k := tracker.Knock{Interface: "wg0", Key: keyOf("A"), Src: src(n + 1), Timestamp: tai64n(origin.Add(-age))}
+		s.Knocked(began, k.Src, tr.Knock(at, k))
+		if got := s.Next() - began; n == 0 {
+			if got != 64*ms {
+				t.Errorf("next look after %v, want one because of the initiation that is recorded", got)
+			}
+			s = rested(true, tracker.Seen{})
+		} else if got != time.Minute {
+			t.Errorf("recording %d, %v old: next look after %v, want one without cause", n, age, got)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // RejectAfterTime is when a session's keys may no longer be used, counted from its handshake (whitepaper §6.1, REJECT_AFTER_TIME in the kernel's
@@ -374,6 +375,7 @@ func (t *Tracker) forgetCounters(i *iface) {
 	for _, p := range i.peers {
 		p.LastHandshake, p.RxBytes, p.TxBytes = time.Time{}, 0, 0
 		p.idleRx, p.idleTx = 0, 0
+		p.tried = wgmsg.Timestamp{}
 		t.forgetAttempts(p)
 	}
 }
