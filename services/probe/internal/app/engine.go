@@ -313,7 +313,7 @@ func (e *engine) note(t tracker.Now, h heard) {
 		}
 	case noteResponse:
 		// Anybody can make a response with the right mac1; whoever sends it from where a peer is gets a look at once, everybody else one in a while.
-		switch known, awaited := e.tracker.At(h.name, h.src); {
+		switch known, awaited := e.tracker.At(t, h.name, h.src); {
 		case awaited:
 			d.schedule.Response(t.Boot, h.src)
 		case !known:

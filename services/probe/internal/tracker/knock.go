@@ -18,6 +18,10 @@ const (
 	// stallGrace is how long the last of them may still turn into a session.
 	stallGrace = 2 * time.Second
 
+	// lastMoment before a session runs out, one that is renewed is awaited. A handshake takes no longer, or is begun anew (REKEY_TIMEOUT, whitepaper §6.1); and
+	// only who was silent since does it as late as that, everybody else at 120 s or 165 s.
+	lastMoment = 5 * time.Second
+
 	// maxKnocks bounds the keys of an interface that wait for a look to tell whether they are configured.
 	maxKnocks = 1024
 )
@@ -74,7 +78,7 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 		// peer of before, it may take what is Replayed here.
 		later := k.Timestamp.Compare(p.tried) > 0
 		if a.Freshness != Replayed || later {
-			a.Awaited = !p.Connected || bare(p.Endpoint) != k.Src
+			a.Awaited = t.news(now, p) || bare(p.Endpoint) != k.Src
 		}
 		// A timestamp of which strangers keep no note, because it is too far in the future, may be sent again and again: it counts once.
 		if later {
@@ -95,14 +99,19 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 	return a
 }
 
+// news reports whether a session that a handshake makes now would be news: there is none, or it may run out before a look finds that it is renewed.
+func (t *Tracker) news(now Now, p *PeerState) bool {
+	return !p.Connected || now.Boot-p.HandshakeBoot >= t.cfg.OfflineAfter-lastMoment
+}
+
 // At reports whether a peer of an interface is, or was last, at this address, and whether a session with the one there would be news.
-func (t *Tracker) At(name string, address netip.AddrPort) (known, awaited bool) {
+func (t *Tracker) At(now Now, name string, address netip.AddrPort) (known, awaited bool) {
 	i, watched := t.interfaces[name]
 	if !watched {
 		return false, false
 	}
 	p, known := i.at[address]
-	return known, known && !p.Connected
+	return known, known && t.news(now, p)
 }
 
 // bare returns an endpoint as packets have it: a packet's source has no zone.

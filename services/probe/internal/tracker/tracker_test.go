@@ -66,6 +66,35 @@ func plain() tracker.Config {
 	}
 }
 
+// TestLastMomentIsAwaited: who renews its keys causes no look, except shortly before the session runs out: by the time that the first data packet comes, a
+// look may have told the end.
+func TestLastMomentIsAwaited(t *testing.T) {
+	t.Parallel()
+	at := netip.MustParseAddrPort("203.0.113.7:1000")
+	for _, tt := range []struct {
+		offlineAfter, age time.Duration
+		want              bool
+	}{
+		{tracker.RejectAfterTime, 120 * time.Second, false},
+		{tracker.RejectAfterTime, 165 * time.Second, false},
+		{tracker.RejectAfterTime, 174 * time.Second, false},
+		{tracker.RejectAfterTime, 176 * time.Second, true},
+		{5 * time.Minute, 176 * time.Second, false},
+		{5 * time.Minute, 296 * time.Second, true},
+	} {
+		cfg := plain()
+		cfg.OfflineAfter = tt.offlineAfter
+		tr := tracker.New(cfg, nil, nil, nil)
+		now := tracker.Now{Wall: origin, Boot: time.Hour, Awake: time.Hour}
+		tr.Observe(now, now, tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), Endpoint: at, LastHandshake: origin}}})
+		now = tracker.Now{Wall: origin.Add(tt.age), Boot: time.Hour + tt.age, Awake: time.Hour + tt.age}
+		a := tr.Knock(now, tracker.Knock{Interface: "wg0", Key: keyOf("A"), Src: at, Timestamp: tai64n(now.Wall)})
+		if known, answer := tr.At(now, "wg0", at); a.Awaited != tt.want || answer != tt.want || !known {
+			t.Errorf("of %v at %v, initiation and response are awaited: %t and %t, want %t", tt.offlineAfter, tt.age, a.Awaited, answer, tt.want)
+		}
+	}
+}
+
 func TestEndpointForm(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ endpoint, prefix string }{
