@@ -171,7 +171,9 @@ func (t *Tracker) settle(asked, now Now, i *iface, seen *Seen) {
 		delete(i.knocks, key)
 		if p := i.peers[key]; p != nil {
 			p.attempt(k.at)
-			seen.Late = append(seen.Late, k.Src)
+			if !p.Connected {
+				seen.Late = append(seen.Late, k.Src)
+			}
 			continue
 		}
 		for range k.count {

@@ -280,7 +280,7 @@ func (t *Tracker) Gone(now Now, name string) {
 // Seen is what a look tells about the devices' own clockwork.
 type Seen struct {
 	Handshakes []netip.AddrPort // endpoints of the peers whose last handshake moved since the look before
-	Late       []netip.AddrPort // senders of earlier initiations that turn out to be configured
+	Late       []netip.AddrPort // senders of earlier initiations that turn out to be configured, and have no session yet
 	Connected  int              // peers with a session
 	Live       int              // these, and those that went silent and may come back without a handshake
 	Configured int

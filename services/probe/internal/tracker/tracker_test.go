@@ -95,6 +95,31 @@ func TestLastMomentIsAwaited(t *testing.T) {
 	}
 }
 
+// TestLateKnock: who knocked before a look has found the peer that was just added is waited for, unless that look finds its session, too.
+func TestLateKnock(t *testing.T) {
+	t.Parallel()
+	at := netip.MustParseAddrPort("203.0.113.7:1000")
+	for name, tt := range map[string]struct {
+		found tracker.Peer
+		want  []netip.AddrPort
+	}{
+		"no session yet": {tracker.Peer{PublicKey: keyOf("A")}, []netip.AddrPort{at}},
+		"a session":      {tracker.Peer{PublicKey: keyOf("A"), Endpoint: at, LastHandshake: origin}, nil},
+	} {
+		tr := tracker.New(plain(), nil, nil, nil)
+		now := tracker.Now{Wall: origin, Boot: time.Hour, Awake: time.Hour}
+		d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true}
+		tr.Observe(now, now, d)
+		if a := tr.Knock(now, tracker.Knock{Interface: "wg0", Key: keyOf("A"), Src: at, Timestamp: tai64n(origin)}); !a.Pending {
+			t.Errorf("%s: the knock is %+v, want one that waits for a look", name, a)
+		}
+		d.Peers = []tracker.Peer{tt.found}
+		if seen := tr.Observe(now, now, d); !slices.Equal(seen.Late, tt.want) {
+			t.Errorf("%s: waited for are %v, want %v", name, seen.Late, tt.want)
+		}
+	}
+}
+
 func TestEndpointForm(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ endpoint, prefix string }{
