@@ -317,7 +317,7 @@ func (e *engine) note(t tracker.Now, h heard) {
 		case awaited:
 			d.schedule.Response(t.Boot, h.src)
 		case !known:
-			d.schedule.Doubt(t.Boot)
+			d.schedule.Unplaced(t.Boot)
 		}
 	case noteFirstData:
 	}

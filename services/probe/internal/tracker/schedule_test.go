@@ -166,6 +166,28 @@ func TestSkippedLooksTwice(t *testing.T) {
 	}
 }
 
+// TestUnplacedLooksTwice: the device may get to a response only after the first look, whose answer tells that a peer is there at all. More of them cost no more
+// looks than any other doubt.
+func TestUnplacedLooksTwice(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	s.Unplaced(began)
+	if diff := cmp.Diff([]time.Duration{0, 500 * ms}, looks(s, 50*time.Second, tracker.Seen{})); diff != "" {
+		t.Errorf("looks (-want +got):\n%s", diff)
+	}
+
+	s = rested(true, tracker.Seen{})
+	var at []time.Duration
+	for n := range 2000 { // one each millisecond
+		s.Unplaced(began + time.Duration(n)*ms)
+		at = append(at, looks(s, time.Duration(n)*ms, tracker.Seen{})...)
+	}
+	at = append(at, looks(s, 50*time.Second, tracker.Seen{})...)
+	if diff := cmp.Diff([]time.Duration{0, 500 * ms, 1000 * ms, 1500 * ms, 2000 * ms, 2500 * ms}, at); diff != "" {
+		t.Errorf("looks under a flood (-want +got):\n%s", diff)
+	}
+}
+
 // TestDearLook: where a look takes long, the first one leaves the device the time to deal with the packet.
 func TestDearLook(t *testing.T) {
 	t.Parallel()
