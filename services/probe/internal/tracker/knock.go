@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -22,7 +23,7 @@ const (
 	// only who was silent since does it as late as that, everybody else at 120 s or 165 s.
 	lastMoment = 5 * time.Second
 
-	// maxKnocks bounds the keys of an interface that wait for a look to tell whether they are configured.
+	// maxKnocks bounds the senders at an interface that wait for a look to tell whether their keys are configured.
 	maxKnocks = 1024
 )
 
@@ -88,13 +89,14 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 			}
 		}
 	case a.Freshness == Fresh:
-		if waiting := i.knocks[k.Key]; waiting != nil {
+		id := senderID{i.Name, k.Key, k.Src.Addr().Unmap()}
+		if waiting := i.knocks[id]; waiting != nil {
 			waiting.count++
 			waiting.Src = k.Src
 		} else if len(i.knocks) < maxKnocks {
-			i.knocks[k.Key] = &knock{Knock: k, at: now, count: 1}
+			i.knocks[id] = &knock{Knock: k, at: now, count: 1}
 		}
-		a.Pending = i.knocks[k.Key] != nil
+		a.Pending = i.knocks[id] != nil
 	}
 	return a
 }
@@ -163,13 +165,14 @@ func (t *Tracker) stall(asked, now Now, i *iface, p *PeerState, seen *Seen) {
 
 // settle decides about the knocks that came before a look was asked for: their keys are configured now, or they were turned away.
 func (t *Tracker) settle(asked, now Now, i *iface, seen *Seen) {
-	for _, key := range sortedByTime(i.knocks) {
-		k := i.knocks[key]
+	for _, k := range slices.SortedFunc(maps.Values(i.knocks), func(a, b *knock) int {
+		return cmp.Or(cmp.Compare(a.at.Boot, b.at.Boot), slices.Compare(a.Key[:], b.Key[:]), a.Src.Compare(b.Src))
+	}) {
 		if k.at.Boot > asked.Boot {
 			continue
 		}
-		delete(i.knocks, key)
-		if p := i.peers[key]; p != nil {
+		delete(i.knocks, senderID{i.Name, k.Key, k.Src.Addr().Unmap()})
+		if p := i.peers[k.Key]; p != nil {
 			p.attempt(k.at)
 			if !p.Connected {
 				seen.Late = append(seen.Late, k.Src)
@@ -177,20 +180,13 @@ func (t *Tracker) settle(asked, now Now, i *iface, seen *Seen) {
 			continue
 		}
 		for range k.count {
-			told, count, suppressed := t.strangers.knock(k.at, i.Name, key, k.Src.Addr())
+			told, count, suppressed := t.strangers.knock(k.at, i.Name, k.Key, k.Src.Addr())
 			if told {
 				t.Say(k.at.Wall, &events.Rejected{
 					Common:    events.Common{Node: t.cfg.Node, Interface: i.Name, DetectedAt: now.Wall},
-					PublicKey: key, Endpoint: t.cfg.Endpoint(k.Src), Count: count, Suppressed: suppressed,
+					PublicKey: k.Key, Endpoint: t.cfg.Endpoint(k.Src), Count: count, Suppressed: suppressed,
 				})
 			}
 		}
 	}
-}
-
-// sortedByTime returns the keys of the knocks in the order in which they came.
-func sortedByTime(knocks map[events.Key]*knock) []events.Key {
-	keys := sortedKeys(knocks)
-	slices.SortStableFunc(keys, func(a, b events.Key) int { return cmp.Compare(knocks[a].at.Boot, knocks[b].at.Boot) })
-	return keys
 }

@@ -143,7 +143,7 @@ type iface struct {
 	cause   events.Cause                  // of what this look finds to have run out
 	changed time.Duration                 // when, on the boot clock, the interface got another key or port in this run; zero for never
 	at      map[netip.AddrPort]*PeerState // who is, or was last, at an address
-	knocks  map[events.Key]*knock         // of keys that were not configured at the last look
+	knocks  map[senderID]*knock           // of keys that were not configured at the last look
 
 	// ended holds the last handshakes as the latest look found them, when it found the interface down: the device remembers their time, not their keys.
 	ended map[events.Key]time.Time
@@ -181,7 +181,7 @@ func New(cfg Config, interfaces []InterfaceState, peers []PeerState, keys []KeyS
 func newIface(name string, blind bool) *iface {
 	return &iface{
 		InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: blind,
-		at: map[netip.AddrPort]*PeerState{}, knocks: map[events.Key]*knock{},
+		at: map[netip.AddrPort]*PeerState{}, knocks: map[senderID]*knock{},
 	}
 }
 
