@@ -120,6 +120,33 @@ func TestLateKnock(t *testing.T) {
 	}
 }
 
+// TestKnocksAreBounded: who makes keys, or sends with one from anywhere, faster than looks settle them finds room for 1,024, and room again after a look.
+func TestKnocksAreBounded(t *testing.T) {
+	t.Parallel()
+	tr := tracker.New(plain(), nil, nil, nil)
+	now := tracker.Now{Wall: origin, Boot: time.Hour, Awake: time.Hour}
+	d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true}
+	tr.Observe(now, now, d)
+	knock := func(n int, key string, from netip.AddrPort) tracker.Answer {
+		return tr.Knock(now, tracker.Knock{Interface: "wg0", Key: keyOf(key), Src: from, Timestamp: tai64n(origin.Add(time.Duration(n)))})
+	}
+	for n := range 512 {
+		if !knock(n, fmt.Sprint("K", n), src(1)).Pending || !knock(n, "X", src(n)).Pending {
+			t.Fatalf("pair %d finds no room", n)
+		}
+	}
+	if a := knock(512, "Y", src(1)); !a.Heard || a.Pending {
+		t.Errorf("the first too many is %+v", a)
+	}
+	if a := knock(512, "X", src(0)); !a.Pending {
+		t.Errorf("one of those who wait is %+v when it knocks again", a)
+	}
+	tr.Observe(now, now, d)
+	if a := knock(513, "Y", src(1)); !a.Pending {
+		t.Errorf("after a look it is %+v", a)
+	}
+}
+
 func TestEndpointForm(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ endpoint, prefix string }{
