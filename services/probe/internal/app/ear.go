@@ -86,7 +86,8 @@ func (e *ear) hear(p capture.Packet) {
 			}
 		}
 	case wgmsg.Data:
-		if e.initiators.Contains(p.Src) {
+		// Once for each initiation: a look that the first one has brought forward gains nothing by more, and there is no bucket for these.
+		if e.initiators.Remove(p.Src) {
 			e.metrics.Message(p.Kind)
 			e.pass(heard{note: noteFirstData, src: p.Src})
 		}

@@ -138,8 +138,12 @@ func TestHear(t *testing.T) {
 		packets []packet
 		want    []heard
 	}{
-		"an initiation names its peer":               {[]packet{initiation}, []heard{opened}},
-		"and then its first data packet is awaited":  {[]packet{initiation, {wgmsg.Data, alice, data}}, []heard{opened, {note: noteFirstData, src: alice}}},
+		"an initiation names its peer":              {[]packet{initiation}, []heard{opened}},
+		"and then its first data packet is awaited": {[]packet{initiation, {wgmsg.Data, alice, data}}, []heard{opened, {note: noteFirstData, src: alice}}},
+		"what else looks like it is not, until they knock again": {
+			[]packet{initiation, {wgmsg.Data, alice, data}, {wgmsg.Data, alice, data}, initiation, {wgmsg.Data, alice, data}},
+			[]heard{opened, {note: noteFirstData, src: alice}, opened, {note: noteFirstData, src: alice}},
+		},
 		"data of anybody else is nothing":            {[]packet{initiation, {wgmsg.Data, mallory, data}}, []heard{opened}},
 		"a claim without proof is nothing":           {[]packet{{wgmsg.Initiation, mallory, claimed}, {wgmsg.Data, mallory, data}}, nil},
 		"nor is what was sealed for nobody":          {[]packet{{wgmsg.Initiation, mallory, addressedTo(t, device, wgmsg.Initiation)}}, nil},

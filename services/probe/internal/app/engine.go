@@ -313,11 +313,11 @@ func (e *engine) note(t tracker.Now, h heard) {
 		}
 	case noteResponse:
 		// Anybody can make a response with the right mac1; whoever sends it from where a peer is gets a look at once, everybody else one in a while.
-		switch known, awaited := e.tracker.At(h.name, h.src); {
+		switch known, awaited := e.tracker.At(t, h.name, h.src); {
 		case awaited:
 			d.schedule.Response(t.Boot, h.src)
 		case !known:
-			d.schedule.Doubt(t.Boot)
+			d.schedule.Unplaced(t.Boot)
 		}
 	case noteFirstData:
 	}
@@ -403,6 +403,10 @@ func (e *engine) take(a answer) {
 	responder := a.found.Responder
 	if !a.found.Up {
 		responder = nil // it listens to nobody, so it turns nobody away
+	}
+	if responder != nil && d.responder != responder {
+		// What came since this look was asked for was for nobody as yet. An interface that comes up may have answered, or been answered, by now.
+		d.schedule.Skipped(a.answered.Boot)
 	}
 	if d.responder != responder || d.port != a.found.ListenPort {
 		d.responder, d.port = responder, a.found.ListenPort

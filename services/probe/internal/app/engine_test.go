@@ -308,6 +308,66 @@ func TestNote(t *testing.T) {
 	}
 }
 
+// TestResponseOfANewPeer: a hub calls a peer that was just configured there. The look that its response causes finds the peer and may come before its session,
+// which is found soon after.
+func TestResponseOfANewPeer(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	began := now()
+	d := &device{schedule: tracker.NewSchedule(began.Boot, true)}
+	e.watched["wg0"] = d
+	found := wgstate.Device{Name: "wg0", Ifindex: 5, Up: true, PublicKey: events.Key{9}}
+	e.take(answer{name: "wg0", from: d, asked: began, answered: began, found: found})
+	e.note(began, heard{note: noteResponse, name: "wg0", src: alice})
+	if wait := d.schedule.Next() - began.Boot; wait > 0 {
+		t.Errorf("the next look is %v away, want one at once", wait)
+	}
+	d.schedule.Asked(began.Boot)
+	found.Peers = []wgstate.Peer{{PublicKey: events.Key{1}, Endpoint: alice}}
+	e.take(answer{name: "wg0", from: d, asked: began, answered: began, found: found})
+	if wait := d.schedule.Next() - began.Boot; wait > 500*time.Millisecond {
+		t.Errorf("after it has found the peer, the next look is %v away", wait)
+	}
+}
+
+// TestNewKeyLooksAgain: before a look has found an interface's key, its handshakes are nobody's, and a session may come about while that look is under
+// way. So there is another one soon, whoever is connected, and none because of a key that is known.
+func TestNewKeyLooksAgain(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	began := now()
+	d := &device{schedule: tracker.NewSchedule(began.Boot, true)}
+	e.watched["wg0"] = d
+	first, second := responder(t, 1), responder(t, 2)
+	for _, tt := range []struct {
+		name      string
+		up        bool
+		responder *wgmsg.Responder
+		soon      bool
+	}{
+		{"the first look", true, first, true},
+		{"the same key", true, first, false},
+		{"set down", false, first, false},
+		{"set up again", true, first, true},
+		{"another key", true, second, true},
+		{"no key", true, nil, false},
+	} {
+		for d.schedule.Next() < began.Boot+10*time.Second { // what earlier looks wished for
+			began.Boot = d.schedule.Next()
+			d.schedule.Asked(began.Boot)
+			d.schedule.Looked(began.Boot, began.Boot, 0, tracker.Seen{})
+		}
+		began.Boot = d.schedule.Next()
+		d.schedule.Asked(began.Boot)
+		e.take(answer{name: "wg0", from: d, asked: began, answered: began, found: wgstate.Device{
+			Name: "wg0", Ifindex: 5, Up: tt.up, PublicKey: events.Key{9}, Responder: tt.responder,
+		}})
+		if wait := d.schedule.Next() - began.Boot; (wait <= 500*time.Millisecond) != tt.soon {
+			t.Errorf("%s: the next look is %v away", tt.name, wait)
+		}
+	}
+}
+
 // TestLostPackets: whatever was lost, on the way to the engine or before, a look makes up for it within half a second.
 func TestLostPackets(t *testing.T) {
 	t.Parallel()

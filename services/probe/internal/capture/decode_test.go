@@ -41,6 +41,7 @@ func TestDecode(t *testing.T) {
 		{"IPv4 TCP", decode4, ip4(6, datagram(initiation())), Packet{}},
 		{"IPv4 empty", decode4, nil, Packet{}},
 		{"IPv6 initiation", decode6, udp6(initiation()), Packet{Kind: wgmsg.Initiation, Src: from6, Dst: to6, Payload: initiation()}},
+		{"IPv6 initiation, traffic class and flow label", decode6, with(udp6(initiation()), 0, 0x6b, 0x81, 0x23, 0x45), Packet{Kind: wgmsg.Initiation, Src: from6, Dst: to6, Payload: initiation()}},
 		{"IPv6 data, cut by the filter", decode6, udp6(data(0, 1432))[:40+8+16], Packet{Kind: wgmsg.Data, Src: from6, Dst: to6, Payload: data(0, 16)}},
 		{"IPv6 hop-by-hop header", decode6, ip6(0, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, datagram(initiation())...)), Packet{}},
 		{"IPv6 initiation, version 4", decode6, with(udp6(initiation()), 0, 0x40), Packet{}},

@@ -70,6 +70,7 @@ var frames6 = []struct {
 	want  int
 }{
 	{"initiation", udp6(initiation()), 40 + 8 + 148},
+	{"initiation, with a traffic class and a flow label", with(udp6(initiation()), 0, 0x6b, 0x81, 0x23, 0x45), 40 + 8 + 148},
 	{"initiation, one byte short", udp6(message([4]byte{1}, 147)), 0},
 	{"initiation, one byte long", udp6(message([4]byte{1}, 149)), 0},
 	{"initiation, last byte missing from the packet", udp6(initiation())[:40+8+147], 0},

@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -18,7 +19,11 @@ const (
 	// stallGrace is how long the last of them may still turn into a session.
 	stallGrace = 2 * time.Second
 
-	// maxKnocks bounds the keys of an interface that wait for a look to tell whether they are configured.
+	// lastMoment before a session runs out, one that is renewed is awaited. A handshake takes no longer, or is begun anew (REKEY_TIMEOUT, whitepaper §6.1); and
+	// only who was silent since does it as late as that, everybody else at 120 s or 165 s.
+	lastMoment = 5 * time.Second
+
+	// maxKnocks bounds the senders at an interface that wait for a look to tell whether their keys are configured.
 	maxKnocks = 1024
 )
 
@@ -36,7 +41,7 @@ type Answer struct {
 	Freshness  Freshness
 	Configured bool // as of the latest look
 	// Awaited is true where a session may come about that is news. A peer that has one, and is where it was, renews its keys, which the next look without
-	// cause finds early enough: of a thousand peers, eight do so each second.
+	// cause finds early enough: of a thousand peers, eight do so each second. A recording makes no session.
 	Awaited bool
 	// Pending is true where the key is not configured as far as is known: the next look decides whether that is news.
 	Pending bool
@@ -69,32 +74,46 @@ func (t *Tracker) Knock(now Now, k Knock) Answer {
 	p := i.peers[k.Key]
 	switch {
 	case p != nil:
-		a.Configured, a.Awaited = true, !p.Connected || bare(p.Endpoint) != k.Src
+		a.Configured = true
+		// The device compares with what it was shown by this peer, and forgets that with the peer: of a key that another interface has, too, or had a
+		// peer of before, it may take what is Replayed here.
+		later := k.Timestamp.Compare(p.tried) > 0
+		if a.Freshness != Replayed || later {
+			a.Awaited = t.news(now, p) || bare(p.Endpoint) != k.Src
+		}
 		// A timestamp of which strangers keep no note, because it is too far in the future, may be sent again and again: it counts once.
-		if a.Freshness != Replayed && k.Timestamp.Compare(p.tried) > 0 {
+		if later {
 			p.tried = k.Timestamp
-			a.LookAt = p.attempt(now)
+			if a.Freshness != Replayed {
+				a.LookAt = p.attempt(now)
+			}
 		}
 	case a.Freshness == Fresh:
-		if waiting := i.knocks[k.Key]; waiting != nil {
+		id := senderID{i.Name, k.Key, k.Src.Addr().Unmap()}
+		if waiting := i.knocks[id]; waiting != nil {
 			waiting.count++
 			waiting.Src = k.Src
 		} else if len(i.knocks) < maxKnocks {
-			i.knocks[k.Key] = &knock{Knock: k, at: now, count: 1}
+			i.knocks[id] = &knock{Knock: k, at: now, count: 1}
 		}
-		a.Pending = i.knocks[k.Key] != nil
+		a.Pending = i.knocks[id] != nil
 	}
 	return a
 }
 
+// news reports whether a session that a handshake makes now would be news: there is none, or it may run out before a look finds that it is renewed.
+func (t *Tracker) news(now Now, p *PeerState) bool {
+	return !p.Connected || now.Boot-p.HandshakeBoot >= t.cfg.OfflineAfter-lastMoment
+}
+
 // At reports whether a peer of an interface is, or was last, at this address, and whether a session with the one there would be news.
-func (t *Tracker) At(name string, address netip.AddrPort) (known, awaited bool) {
+func (t *Tracker) At(now Now, name string, address netip.AddrPort) (known, awaited bool) {
 	i, watched := t.interfaces[name]
 	if !watched {
 		return false, false
 	}
 	p, known := i.at[address]
-	return known, known && !p.Connected
+	return known, known && t.news(now, p)
 }
 
 // bare returns an endpoint as packets have it: a packet's source has no zone.
@@ -146,32 +165,28 @@ func (t *Tracker) stall(asked, now Now, i *iface, p *PeerState, seen *Seen) {
 
 // settle decides about the knocks that came before a look was asked for: their keys are configured now, or they were turned away.
 func (t *Tracker) settle(asked, now Now, i *iface, seen *Seen) {
-	for _, key := range sortedByTime(i.knocks) {
-		k := i.knocks[key]
+	for _, k := range slices.SortedFunc(maps.Values(i.knocks), func(a, b *knock) int {
+		return cmp.Or(cmp.Compare(a.at.Boot, b.at.Boot), slices.Compare(a.Key[:], b.Key[:]), a.Src.Compare(b.Src))
+	}) {
 		if k.at.Boot > asked.Boot {
 			continue
 		}
-		delete(i.knocks, key)
-		if p := i.peers[key]; p != nil {
+		delete(i.knocks, senderID{i.Name, k.Key, k.Src.Addr().Unmap()})
+		if p := i.peers[k.Key]; p != nil {
 			p.attempt(k.at)
-			seen.Late = append(seen.Late, k.Src)
+			if !p.Connected {
+				seen.Late = append(seen.Late, k.Src)
+			}
 			continue
 		}
 		for range k.count {
-			told, count, suppressed := t.strangers.knock(k.at, i.Name, key, k.Src.Addr())
+			told, count, suppressed := t.strangers.knock(k.at, i.Name, k.Key, k.Src.Addr())
 			if told {
 				t.Say(k.at.Wall, &events.Rejected{
 					Common:    events.Common{Node: t.cfg.Node, Interface: i.Name, DetectedAt: now.Wall},
-					PublicKey: key, Endpoint: t.cfg.Endpoint(k.Src), Count: count, Suppressed: suppressed,
+					PublicKey: k.Key, Endpoint: t.cfg.Endpoint(k.Src), Count: count, Suppressed: suppressed,
 				})
 			}
 		}
 	}
-}
-
-// sortedByTime returns the keys of the knocks in the order in which they came.
-func sortedByTime(knocks map[events.Key]*knock) []events.Key {
-	keys := sortedKeys(knocks)
-	slices.SortStableFunc(keys, func(a, b events.Key) int { return cmp.Compare(knocks[a].at.Boot, knocks[b].at.Boot) })
-	return keys
 }

@@ -65,7 +65,7 @@ type PeerState struct {
 
 	print    [16]byte // of the preshared key, in this run
 	knocking knocking
-	tried    wgmsg.Timestamp // of the latest attempt to come by a session, in this run
+	tried    wgmsg.Timestamp // the newest of its initiations, to this incarnation of the interface and in this run
 }
 
 // fell reports whether the device counts less than before, or has forgotten a handshake: it is not the peer that was known, only its key.

@@ -56,7 +56,7 @@ type Schedule struct {
 	sample    time.Duration // the next look without cause
 	deadline  time.Duration // a look may find something out then, or never
 	soon      time.Duration // somebody wishes a look, or never
-	again     time.Duration // the second look after what was skipped, or never
+	again     time.Duration // the second look after what was skipped or unplaced, or never
 	doubted   time.Duration // the latest look that was wished because of a doubt
 	notBefore time.Duration // the budget allows none earlier
 	cost      time.Duration // of the last look
@@ -163,8 +163,6 @@ func (s *Schedule) forget(src netip.AddrPort) {
 // Knocked takes in what the tracker answered to an initiation that src sent this device.
 func (s *Schedule) Knocked(now time.Duration, src netip.AddrPort, a Answer) {
 	switch {
-	case a.Freshness == Replayed:
-		// A recording comes from anybody, and makes no session.
 	case a.Awaited:
 		s.Initiation(now, src)
 		if a.LookAt > 0 {
@@ -192,6 +190,15 @@ func (s *Schedule) Doubt(now time.Duration) {
 		s.doubted = max(now, s.doubted+doubtInterval)
 	}
 	s.Soon(s.doubted)
+}
+
+// Unplaced tells that a response came from where no peer is, as far as is known: its endpoint may be new, and so may the peer. What is looked for at once
+// may find that, and come before the device has dealt with the response, so there is a second look.
+func (s *Schedule) Unplaced(now time.Duration) {
+	s.Doubt(now)
+	if s.again == never {
+		s.again = s.doubted + doubtInterval
+	}
 }
 
 // Next returns when the device is to be looked at.

@@ -111,13 +111,24 @@ func TestNobodyPutsALookOff(t *testing.T) {
 	}
 }
 
-// TestRecordingCausesNoLook: anybody may send one.
+// TestRecordingCausesNoLook: anybody may send one, from anywhere and again and again.
 func TestRecordingCausesNoLook(t *testing.T) {
 	t.Parallel()
+	tr := tracker.New(plain(), nil, nil, nil)
+	at := tracker.Now{Wall: origin, Boot: began}
+	tr.Observe(at, at, tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A")}}})
 	s := rested(true, tracker.Seen{})
-	s.Knocked(began, src(1), tracker.Answer{Freshness: tracker.Replayed, Configured: true, Awaited: true})
-	if got := s.Next() - began; got != time.Minute {
-		t.Errorf("next look after %v, want one without cause", got)
+	for n, age := range []time.Duration{time.Minute, time.Minute, time.Hour, time.Minute} {
+		k := tracker.Knock{Interface: "wg0", Key: keyOf("A"), Src: src(n + 1), Timestamp: tai64n(origin.Add(-age))}
+		s.Knocked(began, k.Src, tr.Knock(at, k))
+		if got := s.Next() - began; n == 0 {
+			if got != 64*ms {
+				t.Errorf("next look after %v, want one because of the initiation that is recorded", got)
+			}
+			s = rested(true, tracker.Seen{})
+		} else if got != time.Minute {
+			t.Errorf("recording %d, %v old: next look after %v, want one without cause", n, age, got)
+		}
 	}
 }
 
@@ -152,6 +163,28 @@ func TestSkippedLooksTwice(t *testing.T) {
 	s.Skipped(began + 250*ms)
 	if diff := cmp.Diff([]time.Duration{500 * ms, 2250 * ms}, looks(s, 50*time.Second, tracker.Seen{})); diff != "" {
 		t.Errorf("looks (-want +got):\n%s", diff)
+	}
+}
+
+// TestUnplacedLooksTwice: the device may get to a response only after the first look, whose answer tells that a peer is there at all. More of them cost no more
+// looks than any other doubt.
+func TestUnplacedLooksTwice(t *testing.T) {
+	t.Parallel()
+	s := rested(true, tracker.Seen{})
+	s.Unplaced(began)
+	if diff := cmp.Diff([]time.Duration{0, 500 * ms}, looks(s, 50*time.Second, tracker.Seen{})); diff != "" {
+		t.Errorf("looks (-want +got):\n%s", diff)
+	}
+
+	s = rested(true, tracker.Seen{})
+	var at []time.Duration
+	for n := range 2000 { // one each millisecond
+		s.Unplaced(began + time.Duration(n)*ms)
+		at = append(at, looks(s, time.Duration(n)*ms, tracker.Seen{})...)
+	}
+	at = append(at, looks(s, 50*time.Second, tracker.Seen{})...)
+	if diff := cmp.Diff([]time.Duration{0, 500 * ms, 1000 * ms, 1500 * ms, 2000 * ms, 2500 * ms}, at); diff != "" {
+		t.Errorf("looks under a flood (-want +got):\n%s", diff)
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 //	peer A [allowed=P,P] [keepalive=S] [psk=P|none]   a new peer, or one that is there changes
 //	unpeer A                           the peer is taken out of the configuration
 //	replace A                          it is taken out and put in again
-//	handshake A ADDR                   a handshake is confirmed; the peer is at ADDR
+//	handshake A ADDR [clock=-1h]       a handshake is confirmed; the peer is at ADDR
 //	knock A ADDR [clock=-1h]           an initiation of A's arrives and no session comes about; A may be anyone, and A's clock may be wrong
 //	replay A ADDR                      somebody sends A's latest initiation again
 //	roam A ADDR                        data comes from ADDR
@@ -475,7 +475,8 @@ func (s *script) peer(i *wgInterface, verb string, key events.Key, to string, op
 		*p = tracker.Peer{PublicKey: key, AllowedIPs: p.AllowedIPs, Keepalive: p.Keepalive}
 		delete(i.alive, key)
 	case "handshake":
-		if err := s.knock(i, key, to, 0, false); err != nil {
+		off, _ := time.ParseDuration(options["clock"])
+		if err := s.knock(i, key, to, off, false); err != nil {
 			return err
 		}
 		if src, err := netip.ParseAddrPort(to); err == nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/probe/internal/wgmsg"
 )
 
 // RejectAfterTime is when a session's keys may no longer be used, counted from its handshake (whitepaper §6.1, REJECT_AFTER_TIME in the kernel's
@@ -142,7 +143,7 @@ type iface struct {
 	cause   events.Cause                  // of what this look finds to have run out
 	changed time.Duration                 // when, on the boot clock, the interface got another key or port in this run; zero for never
 	at      map[netip.AddrPort]*PeerState // who is, or was last, at an address
-	knocks  map[events.Key]*knock         // of keys that were not configured at the last look
+	knocks  map[senderID]*knock           // of keys that were not configured at the last look
 
 	// ended holds the last handshakes as the latest look found them, when it found the interface down: the device remembers their time, not their keys.
 	ended map[events.Key]time.Time
@@ -180,7 +181,7 @@ func New(cfg Config, interfaces []InterfaceState, peers []PeerState, keys []KeyS
 func newIface(name string, blind bool) *iface {
 	return &iface{
 		InterfaceState: InterfaceState{Name: name}, peers: map[events.Key]*PeerState{}, blind: blind,
-		at: map[netip.AddrPort]*PeerState{}, knocks: map[events.Key]*knock{},
+		at: map[netip.AddrPort]*PeerState{}, knocks: map[senderID]*knock{},
 	}
 }
 
@@ -279,7 +280,7 @@ func (t *Tracker) Gone(now Now, name string) {
 // Seen is what a look tells about the devices' own clockwork.
 type Seen struct {
 	Handshakes []netip.AddrPort // endpoints of the peers whose last handshake moved since the look before
-	Late       []netip.AddrPort // senders of earlier initiations that turn out to be configured
+	Late       []netip.AddrPort // senders of earlier initiations that turn out to be configured, and have no session yet
 	Connected  int              // peers with a session
 	Live       int              // these, and those that went silent and may come back without a handshake
 	Configured int
@@ -374,6 +375,7 @@ func (t *Tracker) forgetCounters(i *iface) {
 	for _, p := range i.peers {
 		p.LastHandshake, p.RxBytes, p.TxBytes = time.Time{}, 0, 0
 		p.idleRx, p.idleTx = 0, 0
+		p.tried = wgmsg.Timestamp{}
 		t.forgetAttempts(p)
 	}
 }

@@ -66,6 +66,87 @@ func plain() tracker.Config {
 	}
 }
 
+// TestLastMomentIsAwaited: who renews its keys causes no look, except shortly before the session runs out: by the time that the first data packet comes, a
+// look may have told the end.
+func TestLastMomentIsAwaited(t *testing.T) {
+	t.Parallel()
+	at := netip.MustParseAddrPort("203.0.113.7:1000")
+	for _, tt := range []struct {
+		offlineAfter, age time.Duration
+		want              bool
+	}{
+		{tracker.RejectAfterTime, 120 * time.Second, false},
+		{tracker.RejectAfterTime, 165 * time.Second, false},
+		{tracker.RejectAfterTime, 174 * time.Second, false},
+		{tracker.RejectAfterTime, 176 * time.Second, true},
+		{5 * time.Minute, 176 * time.Second, false},
+		{5 * time.Minute, 296 * time.Second, true},
+	} {
+		cfg := plain()
+		cfg.OfflineAfter = tt.offlineAfter
+		tr := tracker.New(cfg, nil, nil, nil)
+		now := tracker.Now{Wall: origin, Boot: time.Hour, Awake: time.Hour}
+		tr.Observe(now, now, tracker.Device{Name: "wg0", Ifindex: 1, Up: true, Peers: []tracker.Peer{{PublicKey: keyOf("A"), Endpoint: at, LastHandshake: origin}}})
+		now = tracker.Now{Wall: origin.Add(tt.age), Boot: time.Hour + tt.age, Awake: time.Hour + tt.age}
+		a := tr.Knock(now, tracker.Knock{Interface: "wg0", Key: keyOf("A"), Src: at, Timestamp: tai64n(now.Wall)})
+		if known, answer := tr.At(now, "wg0", at); a.Awaited != tt.want || answer != tt.want || !known {
+			t.Errorf("of %v at %v, initiation and response are awaited: %t and %t, want %t", tt.offlineAfter, tt.age, a.Awaited, answer, tt.want)
+		}
+	}
+}
+
+// TestLateKnock: who knocked before a look has found the peer that was just added is waited for, unless that look finds its session, too.
+func TestLateKnock(t *testing.T) {
+	t.Parallel()
+	at := netip.MustParseAddrPort("203.0.113.7:1000")
+	for name, tt := range map[string]struct {
+		found tracker.Peer
+		want  []netip.AddrPort
+	}{
+		"no session yet": {tracker.Peer{PublicKey: keyOf("A")}, []netip.AddrPort{at}},
+		"a session":      {tracker.Peer{PublicKey: keyOf("A"), Endpoint: at, LastHandshake: origin}, nil},
+	} {
+		tr := tracker.New(plain(), nil, nil, nil)
+		now := tracker.Now{Wall: origin, Boot: time.Hour, Awake: time.Hour}
+		d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true}
+		tr.Observe(now, now, d)
+		if a := tr.Knock(now, tracker.Knock{Interface: "wg0", Key: keyOf("A"), Src: at, Timestamp: tai64n(origin)}); !a.Pending {
+			t.Errorf("%s: the knock is %+v, want one that waits for a look", name, a)
+		}
+		d.Peers = []tracker.Peer{tt.found}
+		if seen := tr.Observe(now, now, d); !slices.Equal(seen.Late, tt.want) {
+			t.Errorf("%s: waited for are %v, want %v", name, seen.Late, tt.want)
+		}
+	}
+}
+
+// TestKnocksAreBounded: who makes keys, or sends with one from anywhere, faster than looks settle them finds room for 1,024, and room again after a look.
+func TestKnocksAreBounded(t *testing.T) {
+	t.Parallel()
+	tr := tracker.New(plain(), nil, nil, nil)
+	now := tracker.Now{Wall: origin, Boot: time.Hour, Awake: time.Hour}
+	d := tracker.Device{Name: "wg0", Ifindex: 1, Up: true}
+	tr.Observe(now, now, d)
+	knock := func(n int, key string, from netip.AddrPort) tracker.Answer {
+		return tr.Knock(now, tracker.Knock{Interface: "wg0", Key: keyOf(key), Src: from, Timestamp: tai64n(origin.Add(time.Duration(n)))})
+	}
+	for n := range 512 {
+		if !knock(n, fmt.Sprint("K", n), src(1)).Pending || !knock(n, "X", src(n)).Pending {
+			t.Fatalf("pair %d finds no room", n)
+		}
+	}
+	if a := knock(512, "Y", src(1)); !a.Heard || a.Pending {
+		t.Errorf("the first too many is %+v", a)
+	}
+	if a := knock(512, "X", src(0)); !a.Pending {
+		t.Errorf("one of those who wait is %+v when it knocks again", a)
+	}
+	tr.Observe(now, now, d)
+	if a := knock(513, "Y", src(1)); !a.Pending {
+		t.Errorf("after a look it is %+v", a)
+	}
+}
+
 func TestEndpointForm(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ endpoint, prefix string }{
