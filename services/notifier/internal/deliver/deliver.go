@@ -126,10 +126,7 @@ func New(t Target, version string) (*Sender, error) {
 		userAgent: "wgherald/" + version,
 		proxied:   proxy != nil,
 		secrets:   secretParts(u, proxy, t.Header),
-		client: &http.Client{
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport:     newTransport(t, roots, own, proxy),
-		},
+		client:    &http.Client{Transport: unled{newTransport(t, roots, own, proxy)}},
 	}, nil
 }
 

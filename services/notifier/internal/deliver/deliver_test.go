@@ -155,6 +155,36 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
+// Where a redirect leads is nobody's concern, so it may as well lead nowhere.
+func TestARedirectToNonsenseIsARedirect(t *testing.T) {
+	t.Parallel()
+	for _, location := range []string{"http://h/%zz" + strings.Repeat("x", 30000), "://", ""} {
+		url := hook(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Location"] = []string{location}
+			w.WriteHeader(302)
+		})
+		if res := sender(t, Target{URL: url}).Send(t.Context(), "e1", request); res.Class != Redirected || res.Status != 302 || len(res.Reason) > 200 {
+			t.Errorf("%.40q: %s %d %.200s", location, res.Class, res.Status, res.Reason)
+		}
+	}
+}
+
+// What is no HTTP is foreign text, which net/http repeats whole in its errors.
+func TestAReasonIsShort(t *testing.T) {
+	t.Parallel()
+	garbage := hook(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err == nil {
+			_, _ = io.WriteString(conn, strings.Repeat("x", 50000)+"\r\n")
+			conn.Close()
+		}
+	})
+	res := sender(t, Target{URL: garbage}).Send(t.Context(), "e1", request)
+	if res.Class != Network || len(res.Reason) > 300 || !strings.Contains(res.Reason, "malformed HTTP") {
+		t.Errorf("%s: %d bytes: %.200s", res.Class, len(res.Reason), res.Reason)
+	}
+}
+
 func TestRetryAfterIsHeardOn429And503(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]time.Duration{429: time.Minute, 503: time.Minute, 500: 0, 200: 0} {
@@ -231,7 +261,7 @@ func tlsHook(t *testing.T, config *tls.Config) *httptest.Server {
 func trust(s *Sender, srv *httptest.Server) {
 	roots := x509.NewCertPool()
 	roots.AddCert(srv.Certificate())
-	s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs = roots
+	s.client.Transport.(unled).TLSClientConfig.RootCAs = roots
 }
 
 // A receiver may close an idle connection just as it is used again. That is no failure of the receiver, and no attempt.
