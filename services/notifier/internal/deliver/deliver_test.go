@@ -418,7 +418,12 @@ func TestGuard(t *testing.T) {
 		{"fe80::1%eth0", false},
 		{"febf::1", false},
 		{"fd00:ec2::254", false},
+		{"fd00:ec2::23", false},
 		{"fd20:ce::254", false},
+		{"fd00:a9fe:a9fe::1", false},
+		{"fd00:42::42", false},
+		{"fd00:c1::a9fe:a9fe", false},
+		{"192.0.0.192", false},
 		{"100.100.100.200", false},
 		{"168.63.129.16", false},
 		{"::ffff:169.254.169.254", false},
@@ -426,6 +431,15 @@ func TestGuard(t *testing.T) {
 		{"64:ff9b::cb00:7107", true},
 		{"2002:a9fe:a9fe::1", false},
 		{"2002:cb00:7107::1", true},
+		{"::a9fe:a9fe", false},
+		{"::cb00:7107", true},
+		{"::ffff:0:a9fe:a9fe", false},
+		{"::ffff:0:cb00:7107", true},
+		{"64:ff9b:1::a9fe:a9fe", false},       // RFC 6052, with a prefix of 96 bits
+		{"64:ff9b:1:0:a9:fea9:fe00:0", false}, // 64
+		{"64:ff9b:1:a9:fe:a9fe::", false},     // 56
+		{"64:ff9b:1:a9fe:a9:fe00::", false},   // 48
+		{"64:ff9b:1::cb00:7107", true},
 	} {
 		address := netip.AddrPortFrom(netip.MustParseAddr(tt.address), 443).String()
 		if err := guard(false)("tcp", address, nil); (err == nil) != tt.allowed {
