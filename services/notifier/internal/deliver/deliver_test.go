@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -484,6 +485,33 @@ func TestNoReasonAndNoAnswerHoldsASecret(t *testing.T) {
 			t.Error("a bad target is accepted")
 		} else if strings.Contains(err.Error(), marked) {
 			t.Errorf("a secret shows: %v", err)
+		}
+	}
+}
+
+// Whoever echoes a secret may write it as its own format wants.
+func TestNoSecretShowsInEscapes(t *testing.T) {
+	t.Parallel()
+	const marked = "MARKED0"
+	escapes := map[string]func(string) string{
+		"JSON of PHP": func(s string) string { return strings.ReplaceAll(s, "/", `\/`) },
+		"URL":         url.QueryEscape,
+		"HTML": func(s string) string {
+			return strings.NewReplacer("&", "&amp;", "+", "&#43;", "/", "&#x2F;").Replace(s)
+		},
+	}
+	for name, escape := range escapes {
+		echo := hook(t, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(400)
+			_, password, _ := r.BasicAuth()
+			fmt.Fprintf(w, "%s %s %s", escape(r.Header.Get("X-Token")), escape(password), escape(r.URL.Query().Get("token")))
+		})
+		res := sender(t, Target{
+			URL:    strings.Replace(echo, "://", "://u:"+marked+"%2Fp%2B"+marked+"@", 1) + "/?token=" + marked + "%2Fq%26" + marked,
+			Header: map[string]string{"X-Token": marked + "/a+" + marked + "=="},
+		}).Send(t.Context(), "e1", request)
+		if res.Answer == "" || strings.Contains(res.Answer, marked) {
+			t.Errorf("%s: a secret shows: %s", name, res.Answer)
 		}
 	}
 }
