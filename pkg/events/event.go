@@ -201,13 +201,17 @@ var (
 )
 
 // Decode reads an event in structured JSON and validates it. Unknown fields are ignored, and a type that is not in this version's catalogue
-// decodes with Unknown data, so that a reader outlives newer probes. Decode does not prove where the event comes from: Verify does.
+// decodes with Unknown data, so that a reader outlives newer probes. No object may have a key twice, in the same or another case, because readers
+// differ in which of them they take; none may have more than 256. Decode does not prove where the event comes from: Verify does.
 func Decode(body []byte) (*Event, error) {
 	if len(body) > MaxSize {
 		return nil, fmt.Errorf("decode event: %w: %d bytes", ErrTooLarge, len(body))
 	}
 	var w wire
 	if err := json.Unmarshal(body, &w); err != nil {
+		return nil, fmt.Errorf("decode event: %w", err)
+	}
+	if err := checkKeys(body); err != nil {
 		return nil, fmt.Errorf("decode event: %w", err)
 	}
 	if w.SpecVersion != specVersion {

@@ -5,6 +5,7 @@ import (
 	"encoding/base32"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -128,6 +129,60 @@ func TestDecodeIsTolerantOfTheNew(t *testing.T) {
 			t.Errorf("it does not survive being encoded again: %v", err)
 		}
 	})
+}
+
+// Readers differ in which of two equal keys they take, and package json takes keys in any case. An event that says one thing to some and another thing to
+// others could be signed as one node's and read as another's.
+func TestDecodeTakesOnlyWhatAllReadersReadAlike(t *testing.T) {
+	good, err := samples()[0].Encode() // of node vpn-1
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ before, after, key string }{
+		"a key twice":                        {`"type":`, `"type":"wg.peer.removed","type":`, "type"},
+		"another event's data":               {`"data":`, `"data":{"node":"vpn-2"},"DATA":`, "DATA"},
+		"another node":                       {`"node":`, `"node":"vpn-2","Node":`, "Node"},
+		"another name":                       {`"name":`, `"name":"bob","NAME":`, "NAME"},
+		"a key in escapes":                   {`"node":`, `"node":"vpn-2","\u006eode":`, "node"},
+		"a letter that folds to s":           {`"source":`, `"source":"/nodes/vpn-2/interfaces/wg0","ſource":`, "ſource"},
+		"a letter that folds to k":           {`"partitionkey":`, `"partitionkey":"x","partition\u212Aey":`, "partition\u212Aey"},
+		"a field that nobody knows, twice":   {`"data":`, `"mood":[{"a":{"b":1,"B":2}}],"data":`, "B"},
+		"behind a text that looks like keys": {`"name":`, `"x":"\\\",\"a\":1","y":"\\","name":"bob","name":`, "name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := strings.Replace(string(good), tt.before, tt.after, 1)
+			if !json.Valid([]byte(body)) || body == string(good) {
+				t.Fatalf("not what is meant: %s", body)
+			}
+			e, err := Decode([]byte(body))
+			if err == nil {
+				t.Fatalf("decoded %+v", e)
+			}
+			if want := fmt.Sprintf("key %q is given twice", tt.key); !strings.Contains(err.Error(), want) {
+				t.Errorf("error %q does not say %q", err, want)
+			}
+		})
+	}
+	if _, err := Decode([]byte(strings.Replace(string(good), `"data":`, `"x":{`+manyKeys(257)+`},"data":`, 1))); err == nil || !strings.Contains(err.Error(), "more than 256 keys") {
+		t.Errorf("an object of 257 keys: %v", err)
+	}
+	if _, err := Decode([]byte(strings.Replace(string(good), `"data":`, `"x":{`+manyKeys(256)+`},"data":`, 1))); err != nil {
+		t.Errorf("an object of 256 keys: %v", err)
+	}
+	// The same key in two objects is none given twice, nor is a value that equals a key.
+	body := strings.Replace(string(good), `"data":`, `"mood":[{"a":1},{"a":"a"},["a","a"],{}],"a":{"a":{"a":"mood"}},"data":`, 1)
+	if _, err := Decode([]byte(body)); err != nil {
+		t.Error(err)
+	}
+}
+
+// manyKeys are n members of an object.
+func manyKeys(n int) string {
+	var members []string
+	for i := range n {
+		members = append(members, fmt.Sprintf(`"k%d":0`, i))
+	}
+	return strings.Join(members, ",")
 }
 
 func TestDecodeIsBounded(t *testing.T) {

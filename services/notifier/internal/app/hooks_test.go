@@ -15,11 +15,10 @@ import (
 
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
-	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
 )
 
-// hooksFile writes a hooks file and files beside it, and returns its path and what config makes of it.
-func hooksFile(t *testing.T, text string, files map[string]string) (string, []config.Hook) {
+// hooksFile writes a hooks file and files beside it, and returns what config makes of it.
+func hooksFile(t *testing.T, text string, files map[string]string) []config.Hook {
 	t.Helper()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "hooks.yaml")
@@ -31,13 +30,13 @@ func hooksFile(t *testing.T, text string, files map[string]string) (string, []co
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path, hooks
+	return hooks
 }
 
 func TestFormatsFromTheFileToTheHook(t *testing.T) {
 	t.Parallel()
 	sink := newSink(t)
-	_, hooks := hooksFile(t, `
+	hooks := hooksFile(t, `
 hooks:
 - {name: binary, url: "`+sink.URL+`", secret: `+secret+`, format: binary, redact: name, bearer_file: token}
 - {name: own, url: "`+sink.URL+`", secret: `+secret+`, template: '{"who": {{json .Name}}}', content_type: application/vnd.own+json}
@@ -153,10 +152,12 @@ func TestNoFailureShowsASecret(t *testing.T) {
 	add("proxy-refused", slow, "proxy: "+strings.Replace(closed.URL, "://", "://u:"+marker+"-proxy@", 1))
 	add("template", slow, `template: '{"token": "`+marker+`-template", "peer": {{if eq .Name "alice"}}nothing{{else}}1{{end}}}'`)
 
-	path, hooks := hooksFile(t, file.String(), map[string]string{"bearer": marker + "-bearer", "password": marker + "-password", "proxy": proxy})
-	n := run(t, configure(t, hooks...)).ready()
-	url, identities := n.embedded()
-	newProbe(t, url, broker.IdentityFile(identities, broker.Probe)).tell("alice")
+	n := serving(t, file.String(), map[string]string{"bearer": marker + "-bearer", "password": marker + "-password", "proxy": proxy})
+	hooks, _, err := config.Check(n.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.probe.tell("alice")
 
 	failed := map[string]string{}
 	eventually(t, fmt.Sprintf("%d hooks have failed", len(names)), func() bool {
@@ -174,18 +175,23 @@ func TestNoFailureShowsASecret(t *testing.T) {
 		t.Error("nothing was given back: the test shows nothing")
 	}
 
-	shown := n.log.String()
-	js := login(t, url, identities, broker.Operator)
-	stream, err := js.Stream(t.Context(), deadletter.Stream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for seq := range stream.CachedInfo().State.LastSeq {
-		msg, err := stream.GetMsg(t.Context(), seq+1)
+	shown := n.log.String() + n.scrape()
+	for _, name := range []string{broker.StreamDead, broker.StreamAttempt} {
+		stream, err := n.operator.Stream(t.Context(), name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		shown += fmt.Sprintf("%v %s", msg.Header, msg.Data)
+		last := stream.CachedInfo().State.LastSeq
+		if last == 0 {
+			t.Errorf("%s is empty: the test shows nothing", name)
+		}
+		for seq := range last {
+			msg, err := stream.GetMsg(t.Context(), seq+1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			shown += fmt.Sprintf("%v %s", msg.Header, msg.Data)
+		}
 	}
 	var table strings.Builder
 	if err := config.Describe(&table, hooks); err != nil {
@@ -194,13 +200,13 @@ func TestNoFailureShowsASecret(t *testing.T) {
 	shown += table.String() + fmt.Sprintf("%v %+v %#v", hooks, hooks, hooks)
 
 	// The same file, broken in every hook.
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(n.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	broken := strings.NewReplacer("url: http", "url: ftp", "X-Token: ", "Host: ", "proxy: ", "proxy: x", "{{json", "{{jsn", "basic_auth: {user", "basic_auth: {usr").Replace(string(text))
-	write(t, path, broken)
-	_, warnings, err := config.Check(path)
+	write(t, n.path, broken)
+	_, warnings, err := config.Check(n.path)
 	if problems, ok := err.(config.Problems); !ok || len(problems) < 2*len(names) {
 		t.Errorf("a broken file: %v", err)
 	}

@@ -114,6 +114,18 @@ func TestCheckReportsWhatAStartReports(t *testing.T) {
 	}
 }
 
+// Editors of Windows begin a file with a byte order mark, and end lines with two characters.
+func TestFilesOfWindows(t *testing.T) {
+	t.Parallel()
+	path := writeFiles(t, map[string]string{
+		"hooks.yaml": "\ufeffhooks:\r\n- name: a\r\n  url_file: url\r\n  secret_file: secret\r\n", "url": "\ufeffhttps://h\r\n", "secret": "\ufeff" + secretA + "\r\n",
+	})
+	hooks, _, err := Check(path)
+	if err != nil || len(hooks) != 1 || hooks[0].URL.Reveal() != "https://h" || len(hooks[0].Secrets) != 1 {
+		t.Errorf("%v %v", hooks, err)
+	}
+}
+
 // What the documentation shows is read without a problem.
 func TestTheDocumentationsExamples(t *testing.T) {
 	t.Parallel()

@@ -243,6 +243,19 @@ func newLoader() *loader {
 	return &loader{read: files.add, files: files}
 }
 
+// file reads the file that a variable names.
+func (l *loader) file(variable, path string) (file, bool) {
+	if isContent(path) {
+		l.wrong(variable, notContent)
+		return file{}, false
+	}
+	f, err := l.read(path)
+	if err != nil {
+		l.wrong(variable, "%v", err)
+	}
+	return f, err == nil
+}
+
 // wrong records a problem with a variable. The text shows its value only where that cannot be a secret.
 func (l *loader) wrong(name, format string, args ...any) {
 	l.problems = append(l.problems, Problem{Field: name, Text: fmt.Sprintf(format, args...)})
@@ -309,6 +322,11 @@ func (l *loader) nats(env environment) NATS {
 		}
 		return n
 	}
+	for _, v := range logins {
+		if isContent(v.value) {
+			l.wrong(v.name, notContent)
+		}
+	}
 	for i, part := range strings.Split(env.NATSURL, ",") {
 		if !isNATSURL(strings.TrimSpace(part)) {
 			l.wrong("NATS_URL", "number %d is not a nats://, tls://, ws:// or wss:// URL", i+1)
@@ -353,9 +371,8 @@ func (l *loader) hooks(from Source) []Hook {
 
 // hooksFile returns the hooks of a file. variable is what names it, and taken are the names that are used elsewhere.
 func (l *loader) hooksFile(variable, path string, taken map[string]string) []Hook {
-	f, err := l.read(path)
-	if err != nil {
-		l.wrong(variable, "%v", err)
+	f, ok := l.file(variable, path)
+	if !ok {
 		return nil
 	}
 	parsed := parseHooks(path, f.text, taken, l.read)
@@ -383,9 +400,8 @@ func (l *loader) envHook(from Source) Hook {
 	case inline != "":
 		h.Secrets = l.secret("WEBHOOK_SECRET", inline)
 	case from.SecretFile != "":
-		f, err := l.read(from.SecretFile)
-		if err != nil {
-			l.wrong("WEBHOOK_SECRET_FILE", "%v", err)
+		f, ok := l.file("WEBHOOK_SECRET_FILE", from.SecretFile)
+		if !ok {
 			break
 		}
 		if f.open {
@@ -412,11 +428,11 @@ func (l *loader) secret(name, text string) []sign.Secret {
 	return []sign.Secret{s}
 }
 
-// kubernetes is the form of the variables that Kubernetes sets for a service, here for one whose name begins with notifier or webhook.
+// kubernetes is the form of the variables that Kubernetes sets for a service, here for one whose name begins with notifier, webhook or nats.
 var kubernetes = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
 
-// misspelt refuses variables with our prefix that mean nothing: what they were to change stays as it is, and nobody would notice. WEBHOOK_ is a word that others
-// use as well; of these only what is one or two letters from one of ours is refused.
+// misspelt refuses variables with our prefix that mean nothing: what they were to change stays as it is, and nobody would notice. WEBHOOK_ and NATS_ are words
+// that others use as well; of these only what is one or two letters from one of ours is refused.
 func (l *loader) misspelt(environ []string) {
 	var known []string
 	for field := range reflect.TypeFor[environment]().Fields() {
@@ -425,7 +441,7 @@ func (l *loader) misspelt(environ []string) {
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
 		ours := strings.HasPrefix(name, "NOTIFIER_")
-		if !ours && !strings.HasPrefix(name, "WEBHOOK_") || slices.Contains(known, name) || kubernetes.MatchString(name) {
+		if !ours && !strings.HasPrefix(name, "WEBHOOK_") && !strings.HasPrefix(name, "NATS_") || slices.Contains(known, name) || kubernetes.MatchString(name) {
 			continue
 		}
 		switch s := suggest(name, known); {

@@ -199,6 +199,18 @@ func TestLoadOtherMistakes(t *testing.T) {
 			map[string]string{"WEBHOOK_URL": "https://h", "WEBHOOK_SECRET_FILE": "/nonexistent"},
 			"WEBHOOK_SECRET_FILE: file /nonexistent cannot be read: no such file or directory",
 		},
+		"a secret for its file": {
+			map[string]string{"WEBHOOK_URL": "https://h", "WEBHOOK_SECRET_FILE": secretA}, "WEBHOOK_SECRET_FILE: want the path of a file, not what is in it",
+		},
+		"a URL for the hooks file": {
+			map[string]string{"NOTIFIER_HOOKS": "https://h/" + marker}, "NOTIFIER_HOOKS: want the path of a file, not what is in it",
+		},
+		"a seed for its file": {
+			map[string]string{"NATS_URL": "nats://h", "NATS_NKEY_FILE": "SUA" + strings.Repeat("A", 55)}, "NATS_NKEY_FILE: want the path of a file, not what is in it",
+		},
+		"credentials for their file": {
+			map[string]string{"NATS_URL": "nats://h", "NATS_CREDS_FILE": "-----BEGIN NATS USER JWT-----\n" + marker}, "NATS_CREDS_FILE: want the path of a file, not what is in it",
+		},
 		"a secret in two ways": {
 			map[string]string{"WEBHOOK_URL": "https://h", "WEBHOOK_SECRET_FILE": "/nonexistent", "WEBHOOK_SECRET": secretA},
 			"WEBHOOK_SECRET_FILE: set together with WEBHOOK_SECRET: use one of them",
@@ -216,6 +228,9 @@ func TestLoadOtherMistakes(t *testing.T) {
 		},
 		"a webhook's variable misspelt": {
 			map[string]string{"WEBHOOK_ULR": marker}, "WEBHOOK_ULR: there is no such variable: did you mean WEBHOOK_URL?",
+		},
+		"a broker's variable misspelt": {
+			map[string]string{"NATS_NKEYFILE": marker}, "NATS_NKEYFILE: there is no such variable: did you mean NATS_NKEY_FILE?",
 		},
 		"a variable that there is not": {
 			map[string]string{"NOTIFIER_PROXY": marker}, "NOTIFIER_PROXY: there is no such variable (notifier -h lists them)",

@@ -1,12 +1,15 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/url"
 	"os"
+	"regexp"
+	"strings"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -40,7 +43,19 @@ func readFile(path string) (file, error) {
 	if len(text) > maxFile {
 		return file{}, fmt.Errorf("file %s is larger than %d bytes", path, maxFile)
 	}
+	text = bytes.TrimPrefix(text, []byte("\ufeff")) // editors of Windows put it there
 	return file{text: text, open: info.Mode().Perm()&0o004 != 0, once: !info.Mode().IsRegular()}, nil
+}
+
+const notContent = "want the path of a file, not what is in it"
+
+// seed is the form of an nkey's.
+var seed = regexp.MustCompile(`^S[A-Z2-7]{57}$`)
+
+// isContent reports whether what should be a path is what should be in the file, which may be a secret.
+func isContent(path string) bool {
+	return strings.ContainsAny(path, "\n{") || strings.Contains(path, "://") || strings.Contains(path, "-----") || strings.HasPrefix(path, "whsec_") ||
+		seed.MatchString(path)
 }
 
 func fileError(path string, err error) error {

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -92,12 +94,14 @@ func parseHooks(path string, text []byte, taken map[string]string, read func(str
 	return p.parsedHooks
 }
 
-// syntax reports what the parser could not read. Only its message and line are used: its full text shows the source, secrets and all.
+// syntax reports what the parser could not read. Only its message and line are used: its full text shows the source, secrets and all. Of the message, what it
+// quotes is source, too.
 func (p *hooksParser) syntax(err error) {
 	problem := Problem{File: p.file, Text: "not YAML"}
 	var e yaml.Error
 	if errors.As(err, &e) {
-		problem.Text = "not YAML: " + e.GetMessage()
+		message, _, _ := strings.Cut(e.GetMessage(), `"`)
+		problem.Text = "not YAML: " + strings.TrimRight(message, ": ")
 		if tk := e.GetToken(); tk != nil && tk.Position != nil {
 			problem.Line = tk.Position.Line
 		}
@@ -422,25 +426,32 @@ func (p *hooksParser) secretText(n ast.Node, field string, named bool) (string, 
 		p.inline = true
 		return text, true
 	}
-	text, path, open, ok := p.fileText(n, field, text)
+	text, path, open, ok := p.fileText(n, field, text, true)
 	if ok && open {
 		p.warn("secret file %s is readable by everybody: chmod o-r", path)
 	}
 	return text, ok
 }
 
-// fileText returns what a file holds that n names, and whether everybody may read it. A relative path counts from the hooks file.
-func (p *hooksParser) fileText(n ast.Node, field, name string) (text, path string, open, ok bool) {
-	if strings.ContainsAny(name, "\n{") || strings.Contains(name, "://") || strings.Contains(name, "-----") || strings.HasPrefix(name, "whsec_") {
-		p.wrong(n, field, "want the path of a file, not what is in it")
+// fileText returns what a file holds that n names, and whether everybody may read it. A relative path counts from the hooks file. Of a file that holds a secret
+// no name is repeated that may be the secret itself.
+func (p *hooksParser) fileText(n ast.Node, field, name string, secret bool) (text, path string, open, ok bool) {
+	if isContent(name) {
+		p.wrong(n, field, notContent)
 		return "", "", false, false
 	}
 	path = name
+	dir := filepath.Dir(p.file)
 	if !filepath.IsAbs(path) {
-		path = filepath.Join(filepath.Dir(p.file), path)
+		path = filepath.Join(dir, path)
 	}
 	f, err := p.read(path)
-	if err != nil {
+	switch {
+	case err == nil:
+	case secret && path != name && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENAMETOOLONG)):
+		p.wrong(n, field, "the file that it names is not in %s", dir)
+		return "", path, false, false
+	default:
 		p.wrong(n, field, "%v", err)
 		return "", path, false, false
 	}
@@ -479,7 +490,7 @@ func (p *hooksParser) templateText(n ast.Node, field string) (string, bool) {
 func (p *hooksParser) publicFile(n ast.Node, field string) (string, bool) {
 	text, ok := p.text(n, field)
 	if ok {
-		text, _, _, ok = p.fileText(n, field, text)
+		text, _, _, ok = p.fileText(n, field, text, false)
 	}
 	return text, ok
 }

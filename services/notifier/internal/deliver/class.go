@@ -152,9 +152,18 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 		return Network, "there is no route to the host"
 	case strings.HasPrefix(err.Error(), "tls: "):
 		// crypto/tls has no types for these.
-		return TLS, "the TLS handshake failed: " + redact(err.Error())
+		return TLS, "the TLS handshake failed: " + foreign(redact(err.Error()))
 	}
-	return Network, "the request failed: " + redact(err.Error())
+	return Network, "the request failed: " + foreign(redact(err.Error()))
+}
+
+// foreign bounds a text that may repeat what the other side sent.
+func foreign(text string) string {
+	const most = 200 // bytes
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…" // without the character that is cut
 }
 
 // namesOf tells for which hosts a certificate is. Its names are foreign text.

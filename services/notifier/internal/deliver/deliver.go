@@ -126,10 +126,7 @@ func New(t Target, version string) (*Sender, error) {
 		userAgent: "wgherald/" + version,
 		proxied:   proxy != nil,
 		secrets:   secretParts(u, proxy, t.Header),
-		client: &http.Client{
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport:     newTransport(t, roots, own, proxy),
-		},
+		client:    &http.Client{Transport: unled{newTransport(t, roots, own, proxy)}},
 	}, nil
 }
 
@@ -228,12 +225,18 @@ func (s *Sender) redact(text string) string {
 func secretParts(u, proxy *url.URL, header map[string]string) []string {
 	const short = 6
 	var parts []string
-	add := func(part string) {
+	whole := func(part string) {
 		if len(part) >= short {
 			parts = append(parts, part)
 		}
 	}
-	add(u.String())
+	add := func(part string) {
+		whole(part)
+		for piece := range strings.FieldsFuncSeq(part, escapable) {
+			whole(piece)
+		}
+	}
+	whole(u.String())
 	for _, path := range []string{u.EscapedPath(), u.Path} {
 		add(path)
 		for segment := range strings.SplitSeq(path, "/") {
@@ -269,8 +272,13 @@ func secretParts(u, proxy *url.URL, header map[string]string) []string {
 			}
 		}
 	}
-	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) })
+	slices.SortFunc(parts, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
 	return slices.Compact(parts)
+}
+
+// escapable reports whether some format writes a character in another way; none does so with the unreserved ones of RFC 3986.
+func escapable(r rune) bool {
+	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-._~", r))
 }
 
 // reserved headers are the transport's or the signature's.

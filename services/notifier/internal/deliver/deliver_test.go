@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -155,6 +156,36 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
+// Where a redirect leads is nobody's concern, so it may as well lead nowhere.
+func TestARedirectToNonsenseIsARedirect(t *testing.T) {
+	t.Parallel()
+	for _, location := range []string{"http://h/%zz" + strings.Repeat("x", 30000), "://", ""} {
+		url := hook(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Location"] = []string{location}
+			w.WriteHeader(302)
+		})
+		if res := sender(t, Target{URL: url}).Send(t.Context(), "e1", request); res.Class != Redirected || res.Status != 302 || len(res.Reason) > 200 {
+			t.Errorf("%.40q: %s %d %.200s", location, res.Class, res.Status, res.Reason)
+		}
+	}
+}
+
+// What is no HTTP is foreign text, which net/http repeats whole in its errors.
+func TestAReasonIsShort(t *testing.T) {
+	t.Parallel()
+	garbage := hook(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err == nil {
+			_, _ = io.WriteString(conn, strings.Repeat("x", 50000)+"\r\n")
+			conn.Close()
+		}
+	})
+	res := sender(t, Target{URL: garbage}).Send(t.Context(), "e1", request)
+	if res.Class != Network || len(res.Reason) > 300 || !strings.Contains(res.Reason, "malformed HTTP") {
+		t.Errorf("%s: %d bytes: %.200s", res.Class, len(res.Reason), res.Reason)
+	}
+}
+
 func TestRetryAfterIsHeardOn429And503(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]time.Duration{429: time.Minute, 503: time.Minute, 500: 0, 200: 0} {
@@ -231,7 +262,7 @@ func tlsHook(t *testing.T, config *tls.Config) *httptest.Server {
 func trust(s *Sender, srv *httptest.Server) {
 	roots := x509.NewCertPool()
 	roots.AddCert(srv.Certificate())
-	s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs = roots
+	s.client.Transport.(unled).TLSClientConfig.RootCAs = roots
 }
 
 // A receiver may close an idle connection just as it is used again. That is no failure of the receiver, and no attempt.
@@ -388,7 +419,12 @@ func TestGuard(t *testing.T) {
 		{"fe80::1%eth0", false},
 		{"febf::1", false},
 		{"fd00:ec2::254", false},
+		{"fd00:ec2::23", false},
 		{"fd20:ce::254", false},
+		{"fd00:a9fe:a9fe::1", false},
+		{"fd00:42::42", false},
+		{"fd00:c1::a9fe:a9fe", false},
+		{"192.0.0.192", false},
 		{"100.100.100.200", false},
 		{"168.63.129.16", false},
 		{"::ffff:169.254.169.254", false},
@@ -396,6 +432,15 @@ func TestGuard(t *testing.T) {
 		{"64:ff9b::cb00:7107", true},
 		{"2002:a9fe:a9fe::1", false},
 		{"2002:cb00:7107::1", true},
+		{"::a9fe:a9fe", false},
+		{"::cb00:7107", true},
+		{"::ffff:0:a9fe:a9fe", false},
+		{"::ffff:0:cb00:7107", true},
+		{"64:ff9b:1::a9fe:a9fe", false},       // RFC 6052, with a prefix of 96 bits
+		{"64:ff9b:1:0:a9:fea9:fe00:0", false}, // 64
+		{"64:ff9b:1:a9:fe:a9fe::", false},     // 56
+		{"64:ff9b:1:a9fe:a9:fe00::", false},   // 48
+		{"64:ff9b:1::cb00:7107", true},
 	} {
 		address := netip.AddrPortFrom(netip.MustParseAddr(tt.address), 443).String()
 		if err := guard(false)("tcp", address, nil); (err == nil) != tt.allowed {
@@ -440,6 +485,33 @@ func TestNoReasonAndNoAnswerHoldsASecret(t *testing.T) {
 			t.Error("a bad target is accepted")
 		} else if strings.Contains(err.Error(), marked) {
 			t.Errorf("a secret shows: %v", err)
+		}
+	}
+}
+
+// Whoever echoes a secret may write it as its own format wants.
+func TestNoSecretShowsInEscapes(t *testing.T) {
+	t.Parallel()
+	const marked = "MARKED0"
+	escapes := map[string]func(string) string{
+		"JSON of PHP": func(s string) string { return strings.ReplaceAll(s, "/", `\/`) },
+		"URL":         url.QueryEscape,
+		"HTML": func(s string) string {
+			return strings.NewReplacer("&", "&amp;", "+", "&#43;", "/", "&#x2F;").Replace(s)
+		},
+	}
+	for name, escape := range escapes {
+		echo := hook(t, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(400)
+			_, password, _ := r.BasicAuth()
+			fmt.Fprintf(w, "%s %s %s", escape(r.Header.Get("X-Token")), escape(password), escape(r.URL.Query().Get("token")))
+		})
+		res := sender(t, Target{
+			URL:    strings.Replace(echo, "://", "://u:"+marked+"%2Fp%2B"+marked+"@", 1) + "/?token=" + marked + "%2Fq%26" + marked,
+			Header: map[string]string{"X-Token": marked + "/a+" + marked + "=="},
+		}).Send(t.Context(), "e1", request)
+		if res.Answer == "" || strings.Contains(res.Answer, marked) {
+			t.Errorf("%s: a secret shows: %s", name, res.Answer)
 		}
 	}
 }

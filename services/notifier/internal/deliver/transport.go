@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -41,12 +40,7 @@ func newTransport(t Target, roots *x509.CertPool, own []tls.Certificate, proxy *
 	}
 	// The dialer sees the proxy's address only. Of the target's there is what the URL has; a name is the proxy's to look up.
 	transport.Proxy = func(r *http.Request) (*url.URL, error) {
-		if addr, err := netip.ParseAddr(r.URL.Hostname()); err == nil {
-			if err := check("tcp", netip.AddrPortFrom(addr, 0).String(), nil); err != nil {
-				return nil, err
-			}
-		}
-		return proxy, nil
+		return proxy, guardHost(r.URL.Hostname(), check)
 	}
 	transport.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
 		if answer.StatusCode != http.StatusOK {
@@ -55,6 +49,17 @@ func newTransport(t Target, roots *x509.CertPool, own []tls.Certificate, proxy *
 		return nil
 	}
 	return transport
+}
+
+// unled is a transport whose answers lead nowhere. http.Client would follow a Location, and where it is no URL it would fail before anybody sees the status.
+type unled struct{ *http.Transport }
+
+func (t unled) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.Transport.RoundTrip(r)
+	if err == nil {
+		resp.Header.Del("Location")
+	}
+	return resp, err
 }
 
 // proxyError is a proxy's refusal to connect.

@@ -294,6 +294,9 @@ func TestProxies(t *testing.T) {
 		{"the proxy is link-local", "socks5://169.254.169.254:1080", secure, Blocked, "on the way to the proxy: the host's name leads to a link-local"},
 		{"the proxy is link-local, mapped", "http://[::ffff:169.254.169.254]:80", secure, Blocked, "on the way to the proxy: the host's name leads to a link-local"},
 		{"the hook is link-local", with(plain.URL, good), "http://169.254.169.254/" + password, Blocked, "link-local"},
+		{"the hook is link-local, with a dot", with(plain.URL, good), "http://169.254.169.254./" + password, Blocked, "link-local"},
+		{"the hook is link-local, in one number", socks, "http://2852039166/" + password, Blocked, "malformed"},
+		{"the hook is link-local, in hexadecimal", with(plain.URL, good), "https://0xA9.0xFE.0xA9FE/" + password, Blocked, "malformed"},
 		{"the hook is link-local, mapped", socks, "http://[::ffff:169.254.169.254]/" + password, Blocked, "link-local"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -319,7 +322,7 @@ func TestProxies(t *testing.T) {
 // A test cannot show it by the environment, which net/http reads once and not for loopback addresses.
 func TestNoProxyUnlessNamed(t *testing.T) {
 	t.Parallel()
-	if sender(t, Target{URL: "https://h"}).client.Transport.(*http.Transport).Proxy != nil {
+	if sender(t, Target{URL: "https://h"}).client.Transport.(unled).Proxy != nil {
 		t.Error("a proxy of the environment may be taken")
 	}
 }
@@ -329,6 +332,7 @@ func TestPublicOnly(t *testing.T) {
 	for address, allowed := range map[string]bool{
 		"127.0.0.1": false, "127.9.9.9": false, "::1": false, "0.0.0.0": false, "::": false, "10.0.0.1": false, "172.31.255.255": false, "192.168.1.1": false,
 		"100.64.0.1": false, "fd00::1": false, "::ffff:10.0.0.1": false, "64:ff9b::a00:1": false, "2002:7f00:1::": false, "169.254.169.254": false,
+		"192.0.0.8": false, "198.19.0.1": false, "240.0.0.1": false, "64:ff9b:1::cb00:7107": false, "::7f00:1": false, "::ffff:0:a00:1": false,
 		"203.0.113.7": true, "172.32.0.1": true, "100.128.0.1": true, "2001:db8::1": true, "64:ff9b::cb00:7107": true,
 	} {
 		err := guard(true)("tcp", netip.AddrPortFrom(netip.MustParseAddr(address), 443).String(), nil)

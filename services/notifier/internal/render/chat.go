@@ -18,8 +18,9 @@ func Slack(e *events.Event, _ []byte) (Request, error) {
 	}{Text: slackEscaper.Replace(text(e))})
 }
 
-// slackEscaper takes out the control characters of mrkdwn, as Slack's documentation asks.
-var slackEscaper = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
+// slackEscaper takes out the control characters of mrkdwn, as Slack's documentation asks. The others do not know "mrkdwn" and format as Markdown does: a space
+// of no width keeps a name behind an @ from being called, and a text in brackets from covering up where a link leads. Backslashes would show in Slack.
+var slackEscaper = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", "@", "@\u200b", "](", "]\u200b(", "][", "]\u200b[")
 
 // Discord makes a message for Discord's webhooks. It has at most 2000 characters because text is that short; names can neither mention anybody nor format.
 func Discord(e *events.Event, _ []byte) (Request, error) {

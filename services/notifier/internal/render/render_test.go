@@ -195,6 +195,50 @@ func TestSlack(t *testing.T) {
 	}
 }
 
+// Mattermost formats whatever mrkdwn says, and mentions whom an @ stands before (its documentation: "Slack compatibility"). Rocket.Chat does so, too.
+func TestSlackWhereAllIsMarkdown(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"@all":                        "@\u200ball",
+		"a @here b@channel":           "a @\u200bhere b@\u200bchannel",
+		"[bank](https://evil)":        "[bank]\u200b(https://evil)",
+		"![](https://evil/track.png)": "![]\u200b(https://evil/track.png)",
+		"[bank][1]":                   "[bank]\u200b[1]",
+		"a (b) [c]":                   "a (b) [c]",
+	} {
+		r, err := Slack(hostile(name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have := decoded(t, r.Body).(map[string]any)["text"].(string); !strings.HasPrefix(have, want+" connected") {
+			t.Errorf("%s: %q, want %q first", name, have, want)
+		}
+	}
+}
+
+// An endpoint is foreign text as names are: the zone of an IPv6 address may be anything, and as long as an event.
+func TestAnEndpointIsOneShortText(t *testing.T) {
+	t.Parallel()
+	for _, zone := range []string{"a\r\n@everyone <!channel> **b**\u202e", strings.Repeat("z", 60000)} {
+		e, _ := golden(t, events.PeerRoamed)
+		d := e.Data.(*events.Roamed)
+		d.Peer.Endpoint, d.From, d.To = "[fe80::1%"+zone+"]:1", "[fe80::2%"+zone+"]:1", "[fe80::3%"+zone+"]:1"
+		connected, _ := golden(t, events.PeerConnected)
+		connected.Data.(*events.Connected).Peer.Endpoint = d.To
+		rejected, _ := golden(t, events.PeerRejected)
+		rejected.Data.(*events.Rejected).Endpoint = d.To
+		for _, e := range []*events.Event{e, connected, rejected} {
+			if err := e.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			have := text(e)
+			if n := len([]rune(have)); n >= 1000 || strings.ContainsAny(have, "\r\n\u202e") {
+				t.Errorf("%s: %d characters: %.300q", e.Type, n, have)
+			}
+		}
+	}
+}
+
 func TestDiscord(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ name, shown string }{

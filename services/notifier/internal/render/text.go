@@ -76,7 +76,7 @@ func tell(e *events.Event) (headline, detail string) {
 		if endpoint == "" {
 			return ""
 		}
-		return " from " + endpoint
+		return " from " + plain(endpoint) // the zone of an IPv6 address may be anything
 	}
 	switch d := e.Data.(type) {
 	case *events.Connected:
@@ -89,7 +89,7 @@ func tell(e *events.Event) (headline, detail string) {
 			binaryBytes(d.Session.RxBytes), binaryBytes(d.Session.TxBytes))
 	case *events.Roamed:
 		if d.To != "" {
-			detail = from(d.From) + " to " + d.To
+			detail = from(d.From) + " to " + plain(d.To)
 		}
 		return name + " roamed", detail
 	case *events.Stalled:
