@@ -73,6 +73,8 @@ type InterfaceState struct {
 	ListenPort int        `json:"listenPort"`
 	// BootID is the host's boot in which this was so (/proc/sys/kernel/random/boot_id): boot clock readings mean nothing in another.
 	BootID string `json:"bootID,omitempty"`
+	// GoneAt is since when it does not exist; zero while it does.
+	GoneAt time.Time `json:"goneAt,omitzero"`
 }
 
 func (s *InterfaceState) device() events.Device {
@@ -87,9 +89,11 @@ type Fact struct {
 
 // Batch is what belongs into one transaction: facts in their order, and the states that go with them.
 type Batch struct {
+	Node       string // whose all this is
 	Facts      []Fact
 	Interfaces []InterfaceState
 	Peers      []PeerState
+	Gone       []string       // interfaces of which nothing is to be remembered any more
 	Removed    []PeerID       // peers that are configured no longer
 	Announce   []events.State // current states for latecomers; the sequence is the store's to fill in
 	Keys       []KeyState     // what is remembered of keys that sent initiations
@@ -123,6 +127,7 @@ type Tracker struct {
 
 	facts    []Fact
 	dirtyIfs map[string]bool
+	gone     map[string]bool
 	dirty    map[PeerID]bool
 	removed  map[PeerID]bool
 	announce map[PeerID]bool
@@ -191,7 +196,8 @@ func (i *iface) rebooted(bootID string) bool {
 
 func (t *Tracker) reset() {
 	t.facts = nil
-	t.dirtyIfs, t.dirty, t.removed, t.announce = map[string]bool{}, map[PeerID]bool{}, map[PeerID]bool{}, map[PeerID]bool{}
+	t.dirtyIfs, t.gone = map[string]bool{}, map[string]bool{}
+	t.dirty, t.removed, t.announce = map[PeerID]bool{}, map[PeerID]bool{}, map[PeerID]bool{}
 }
 
 // Urgent reports whether there is more to store than progress of what is already known.
@@ -201,8 +207,9 @@ func (t *Tracker) Urgent() bool {
 
 // Take returns what has come together since the last call, in a stable order.
 func (t *Tracker) Take(now Now) Batch {
-	b := Batch{Facts: t.facts}
+	b := Batch{Node: t.cfg.Node, Facts: t.facts}
 	if now.Boot-t.pruned >= time.Hour {
+		t.forgetGone(now)
 		t.strangers.prune(now)
 		t.pruned = now.Boot
 	}
@@ -215,6 +222,7 @@ func (t *Tracker) Take(now Now) Batch {
 			b.Peers = append(b.Peers, *p)
 		}
 	}
+	b.Gone = slices.Sorted(maps.Keys(t.gone))
 	b.Removed = sortedIDs(t.removed)
 	for _, id := range sortedIDs(t.announce) {
 		if p := t.peer(id); p != nil {
@@ -247,8 +255,13 @@ func (t *Tracker) Say(at time.Time, data events.Data) {
 // call of a run names was there before the run: its first look finds what happened unseen.
 func (t *Tracker) Present(now Now, names []string, whole bool) {
 	for _, name := range names {
-		if _, known := t.interfaces[name]; !known {
+		i, known := t.interfaces[name]
+		switch {
+		case !known:
 			t.interfaces[name] = newIface(name, !t.present)
+		case !i.GoneAt.IsZero():
+			i.GoneAt = time.Time{}
+			t.dirtyIfs[name] = true
 		}
 	}
 	if !t.present {
@@ -265,7 +278,11 @@ func (t *Tracker) Present(now Now, names []string, whole bool) {
 	}
 }
 
-// Gone tells that an interface does not exist. Its peers are remembered: when it comes back, what differs was changed.
+// forgetAfter is for how long an interface that does not exist, and its peers, are remembered. Where interfaces come and go under ever new names, they
+// must not add up.
+const forgetAfter = 7 * 24 * time.Hour
+
+// Gone tells that an interface does not exist. Its peers are remembered: when it comes back before forgetAfter, what differs was changed.
 func (t *Tracker) Gone(now Now, name string) {
 	i, known := t.interfaces[name]
 	if !known {
@@ -274,6 +291,33 @@ func (t *Tracker) Gone(now Now, name string) {
 	t.down(now, i, events.Deleted)
 	t.forgetCounters(i)
 	i.looked, i.blind = false, false
+	switch {
+	case i.Ifindex == 0: // it was never seen up, and nothing is stored of it
+		delete(t.interfaces, name)
+	case i.GoneAt.IsZero():
+		i.GoneAt = now.Wall
+		t.dirtyIfs[name] = true
+	}
+}
+
+// forgetGone forgets interfaces that have not come back, and their peers. Nothing is said of it: that the interface was deleted was told, and with it its
+// configuration went. Under its name, the next one has a baseline of its own.
+func (t *Tracker) forgetGone(now Now) {
+	for _, name := range slices.Sorted(maps.Keys(t.interfaces)) {
+		i := t.interfaces[name]
+		if i.GoneAt.IsZero() || now.Wall.Sub(i.GoneAt) < forgetAfter {
+			continue
+		}
+		delete(t.interfaces, name)
+		delete(t.dirtyIfs, name)
+		t.gone[name] = true
+		for _, key := range sortedKeys(i.peers) {
+			t.removed[PeerID{name, key}] = true
+			if !t.isConfigured(key) {
+				t.strangers.remove(now, key)
+			}
+		}
+	}
 }
 
 // Seen is what a look tells about the devices' own clockwork.
