@@ -213,13 +213,20 @@ func (e *engine) sayStarted() {
 	e.tracker.Say(t.Wall, s)
 }
 
-// loadNames reads the name files.
+// loadNames reads the name files, and has the states of those announced whose names changed in this run.
 func (e *engine) loadNames() {
 	book, errs := e.names.Load()
 	for _, err := range errs {
 		e.log.Warn("name file", "error", err)
 	}
+	was := e.book
 	e.book = book
+	if was == nil {
+		return // what was told in an earlier run is not known
+	}
+	e.tracker.Renamed(func(key events.Key) bool {
+		return was[key].Name != book[key].Name || !slices.Equal(was[key].Tags, book[key].Tags)
+	})
 }
 
 // enumerate compares the interfaces that exist with those that are watched.

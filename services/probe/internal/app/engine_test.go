@@ -226,6 +226,44 @@ func TestVanishedDevice(t *testing.T) {
 	}
 }
 
+// TestRenamed: latecomers find the name that a file has now, of a peer to whom nothing happens, and no event tells of it.
+func TestRenamed(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	file := filepath.Join(t.TempDir(), "names")
+	e.names = names.New([]string{file})
+	write := func(lines ...string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e.loadNames()
+	}
+	alice, bob := events.Key{1}, events.Key{2}
+	write(alice.String()+" alice", bob.String()+" bob")
+	d := &device{schedule: tracker.NewSchedule(0, true)}
+	e.watched["wg0"] = d
+	found := wgstate.Device{Name: "wg0", Ifindex: 5, Up: true, Peers: []wgstate.Peer{{PublicKey: alice}, {PublicKey: bob}}}
+	e.take(answer{name: "wg0", from: d, found: found, asked: now(), answered: now()})
+	e.tracker.Take(now())
+	for _, tt := range []struct{ line, want string }{
+		{alice.String() + " alice", ""},
+		{alice.String() + " alicia", "alicia []"},
+		{alice.String() + " alicia #staff", "alicia [staff]"},
+		{"", " []"},
+	} {
+		write(tt.line, bob.String()+" bob", events.Key{3}.String()+" somebody-else")
+		batch := e.tracker.Take(now())
+		var got []string
+		for _, s := range batch.Announce {
+			got = append(got, fmt.Sprint(s.Peer.Name, " ", s.Peer.Tags))
+		}
+		if text := strings.Join(got, "; "); text != tt.want || len(batch.Facts) > 0 {
+			t.Errorf("%q: announced %q, want %q; %d events, want none", tt.line, text, tt.want, len(batch.Facts))
+		}
+	}
+}
+
 // TestObserved: what the tracker takes in is the snapshot, with times in UTC.
 func TestObserved(t *testing.T) {
 	t.Parallel()

@@ -251,6 +251,17 @@ func (t *Tracker) Say(at time.Time, data events.Data) {
 	t.facts = append(t.facts, Fact{Time: at, Data: data})
 }
 
+// Renamed tells whom people call something else now. It is no event, but latecomers are to find it.
+func (t *Tracker) Renamed(is func(events.Key) bool) {
+	for name, i := range t.interfaces {
+		for key := range i.peers {
+			if is(key) {
+				t.announce[PeerID{name, key}] = true
+			}
+		}
+	}
+}
+
 // Present tells which WireGuard interfaces exist. Unless the list may be short, those that were known and are not among them are gone. What the first
 // call of a run names was there before the run: its first look finds what happened unseen.
 func (t *Tracker) Present(now Now, names []string, whole bool) {
