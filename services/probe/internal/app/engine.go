@@ -52,6 +52,7 @@ type engine struct {
 	tracker *tracker.Tracker
 	book    names.Book
 
+	leftOut tracker.Batch      // of interfaces that are not watched any more
 	watched map[string]*device // by interface name
 
 	ear     *ear
@@ -101,7 +102,8 @@ func newEngine(c engineConfig) *engine {
 		asked:        make(chan chan<- condition),
 	}
 	e.ear = newEar(c.metrics, e.heard)
-	interfaces := slices.DeleteFunc(c.saved.Interfaces, func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
+	e.leftOut = tracker.LeaveOut(now(), c.cfg.Node, c.cfg.Interfaces.Match, c.saved.Interfaces, c.saved.Peers)
+	interfaces := slices.DeleteFunc(slices.Clone(c.saved.Interfaces), func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
 	e.tracker = tracker.New(tracker.Config{
 		Node:     c.cfg.Node,
 		Endpoint: c.cfg.Endpoint.Render,
@@ -421,6 +423,10 @@ func (e *engine) take(a answer) {
 // commit stores what came together.
 func (e *engine) commit(t tracker.Now) error {
 	batch := e.tracker.Take(t)
+	left := e.leftOut // with the first commit, which tells that the probe started
+	e.leftOut = tracker.Batch{}
+	batch.Interfaces, batch.Gone = append(batch.Interfaces, left.Interfaces...), append(batch.Gone, left.Gone...)
+	batch.Withdrawn, batch.Removed = append(batch.Withdrawn, left.Withdrawn...), append(batch.Removed, left.Removed...)
 	began := time.Now()
 	if err := e.outbox.Commit(batch, t); err != nil {
 		return fmt.Errorf("store %d events: %w", len(batch.Facts), err)

@@ -264,6 +264,34 @@ func TestRenamed(t *testing.T) {
 	}
 }
 
+// TestLeftOut: latecomers do not find who was connected on an interface that is not watched any more.
+func TestLeftOut(t *testing.T) {
+	t.Parallel()
+	e, ob := newTestEngine(t, t.TempDir())
+	key := events.Key{1}
+	interfaces, peers := []tracker.InterfaceState{{Name: "wg0", Up: true}}, []tracker.PeerState{{Interface: "wg0", PublicKey: key, Connected: true}}
+	if err := ob.Commit(tracker.Batch{Interfaces: interfaces, Peers: peers}, now()); err != nil {
+		t.Fatal(err)
+	}
+	c := e.engineConfig
+	var err error
+	if c.saved, err = ob.Load(); err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := newEngine(c).run(over, over); err != nil {
+		t.Fatal(err)
+	}
+	marks, err := ob.Dirty(10)
+	if err != nil || len(marks) != 1 || marks[0].Key != events.StateKey("vpn-1", "wg0", key) || marks[0].Value != nil {
+		t.Errorf("states to be told: %+v, %v; want that there is none of the peer", marks, err)
+	}
+	if saved, err := ob.Load(); err != nil || len(saved.Interfaces) != 1 || saved.Interfaces[0].GoneAt.IsZero() || len(saved.Peers) != 1 {
+		t.Errorf("stored: %+v, %v; want that it may come back", saved, err)
+	}
+}
+
 // TestObserved: what the tracker takes in is the snapshot, with times in UTC.
 func TestObserved(t *testing.T) {
 	t.Parallel()

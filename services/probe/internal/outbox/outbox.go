@@ -262,6 +262,11 @@ func (o *Outbox) Commit(b tracker.Batch, now tracker.Now) error {
 				return err
 			}
 		}
+		for _, w := range b.Withdrawn {
+			if err := mark(tx, events.StateKey(b.Node, w.Interface, w.Key), nil); err != nil {
+				return err
+			}
+		}
 		for _, r := range b.Removed {
 			key := events.StateKey(b.Node, r.Interface, r.Key)
 			err := errors.Join(tx.Bucket(bucketPeers).Delete(peerKey(r.Interface, r.Key)), mark(tx, key, nil), tx.Bucket(bucketLast).Delete([]byte(key)))
@@ -275,7 +280,7 @@ func (o *Outbox) Commit(b tracker.Batch, now tracker.Now) error {
 		return err
 	}
 	o.depth.Add(int64(len(b.Facts)))
-	if len(b.Facts)+len(b.Announce)+len(b.Removed) > 0 {
+	if len(b.Facts)+len(b.Announce)+len(b.Withdrawn)+len(b.Removed) > 0 {
 		select {
 		case o.changed <- struct{}{}:
 		default: // a value that says the same waits there

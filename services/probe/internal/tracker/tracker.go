@@ -73,7 +73,7 @@ type InterfaceState struct {
 	ListenPort int        `json:"listenPort"`
 	// BootID is the host's boot in which this was so (/proc/sys/kernel/random/boot_id): boot clock readings mean nothing in another.
 	BootID string `json:"bootID,omitempty"`
-	// GoneAt is since when it does not exist; zero while it does.
+	// GoneAt is since when it does not exist, or is not watched; zero while it does and is.
 	GoneAt time.Time `json:"goneAt,omitzero"`
 }
 
@@ -95,6 +95,7 @@ type Batch struct {
 	Peers      []PeerState
 	Gone       []string       // interfaces of which nothing is to be remembered any more
 	Removed    []PeerID       // peers that are configured no longer
+	Withdrawn  []PeerID       // peers whose state latecomers are not to find, because nobody watches them
 	Announce   []events.State // current states for latecomers; the sequence is the store's to fill in
 	Keys       []KeyState     // what is remembered of keys that sent initiations
 	Forgotten  []events.Key   // keys of which nothing needs to be remembered any more
@@ -273,6 +274,9 @@ func (t *Tracker) Present(now Now, names []string, whole bool) {
 		case !i.GoneAt.IsZero():
 			i.GoneAt = time.Time{}
 			t.dirtyIfs[name] = true
+			for key := range i.peers { // their states may have been withdrawn
+				t.announce[PeerID{name, key}] = true
+			}
 		}
 	}
 	if !t.present {
@@ -292,6 +296,31 @@ func (t *Tracker) Present(now Now, names []string, whole bool) {
 // forgetAfter is for how long an interface that does not exist, and its peers, are remembered. Where interfaces come and go under ever new names, they
 // must not add up.
 const forgetAfter = 7 * 24 * time.Hour
+
+// LeaveOut returns what is to be stored of interfaces that an earlier run watched and this one does not, nor New is told of. Nobody says that their sessions
+// ended, but that they go on nobody knows, either. After forgetAfter they are forgotten.
+func LeaveOut(now Now, node string, watched func(name string) bool, interfaces []InterfaceState, peers []PeerState) Batch {
+	b := Batch{Node: node}
+	for _, i := range interfaces {
+		if watched(i.Name) {
+			continue
+		}
+		var ids []PeerID
+		for n := range peers {
+			if peers[n].Interface == i.Name {
+				ids = append(ids, PeerID{i.Name, peers[n].PublicKey})
+			}
+		}
+		switch {
+		case i.GoneAt.IsZero():
+			i.GoneAt = now.Wall
+			b.Interfaces, b.Withdrawn = append(b.Interfaces, i), append(b.Withdrawn, ids...)
+		case now.Wall.Sub(i.GoneAt) >= forgetAfter:
+			b.Gone, b.Removed = append(b.Gone, i.Name), append(b.Removed, ids...)
+		}
+	}
+	return b
+}
 
 // Gone tells that an interface does not exist. Its peers are remembered: when it comes back before forgetAfter, what differs was changed.
 func (t *Tracker) Gone(now Now, name string) {
