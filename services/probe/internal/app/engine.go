@@ -116,6 +116,7 @@ func newEngine(c engineConfig) *engine {
 		OfflineAfter: c.cfg.OfflineAfter,
 		Silence:      c.cfg.Silence,
 	}, interfaces, c.saved.Peers, c.saved.Keys)
+	e.saved = outbox.Saved{Alive: c.saved.Alive} // the tracker has copies of the rest
 	return e
 }
 
