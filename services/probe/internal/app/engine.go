@@ -52,8 +52,9 @@ type engine struct {
 	tracker *tracker.Tracker
 	book    names.Book
 
-	leftOut tracker.Batch      // of interfaces that are not watched any more
-	watched map[string]*device // by interface name
+	earlier []tracker.InterfaceState // that an earlier run watched, and this one is to
+	leftOut tracker.Batch            // of those that it is not to
+	watched map[string]*device       // by interface name
 
 	ear     *ear
 	heard   chan heard
@@ -103,7 +104,7 @@ func newEngine(c engineConfig) *engine {
 	}
 	e.ear = newEar(c.metrics, e.heard)
 	e.leftOut = tracker.LeaveOut(now(), c.cfg.Node, c.cfg.Interfaces.Match, c.saved.Interfaces, c.saved.Peers)
-	interfaces := slices.DeleteFunc(slices.Clone(c.saved.Interfaces), func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
+	e.earlier = slices.DeleteFunc(slices.Clone(c.saved.Interfaces), func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
 	e.tracker = tracker.New(tracker.Config{
 		Node:     c.cfg.Node,
 		Endpoint: c.cfg.Endpoint.Render,
@@ -115,7 +116,7 @@ func newEngine(c engineConfig) *engine {
 		Alive:        c.saved.Alive,
 		OfflineAfter: c.cfg.OfflineAfter,
 		Silence:      c.cfg.Silence,
-	}, interfaces, c.saved.Peers, c.saved.Keys)
+	}, e.earlier, c.saved.Peers, c.saved.Keys)
 	e.saved = outbox.Saved{Alive: c.saved.Alive} // the tracker has copies of the rest
 	return e
 }
@@ -267,12 +268,27 @@ func (e *engine) enumerate() {
 			e.tracker.Gone(t, name)
 		}
 	}
+	if !whole {
+		e.missEarlier(t, present)
+	}
 	if len(e.watched) == 0 && !e.waiting {
 		e.log.Info("there is no WireGuard interface to watch yet, waiting for one", "wanted", cmp.Or(strings.Join(e.cfg.Globs, ","), "any"))
 	}
 	e.waiting = len(e.watched) == 0
 	e.aim()
 	e.count()
+}
+
+// missEarlier tells which interfaces went while no probe ran, when the list may be short and does not tell: no look at them is going to.
+func (e *engine) missEarlier(t tracker.Now, present []string) {
+	for _, i := range e.earlier {
+		if slices.Contains(present, i.Name) {
+			continue
+		}
+		if l, err := e.devices.Link(i.Ifindex); errors.Is(err, os.ErrNotExist) || err == nil && l.Name != i.Name {
+			e.tracker.Gone(t, i.Name)
+		}
+	}
 }
 
 // aim tells the ear who opens handshakes for the watched interfaces.

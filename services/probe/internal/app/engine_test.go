@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -289,6 +290,33 @@ func TestLeftOut(t *testing.T) {
 	}
 	if saved, err := ob.Load(); err != nil || len(saved.Interfaces) != 1 || saved.Interfaces[0].GoneAt.IsZero() || len(saved.Peers) != 1 {
 		t.Errorf("stored: %+v, %v; want that it may come back", saved, err)
+	}
+}
+
+// TestMissEarlier: an interface that went while no probe ran is missed even when the interfaces cannot all be listed. One that is there, and was not listed, is not.
+func TestMissEarlier(t *testing.T) {
+	t.Parallel()
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Skip(err)
+	}
+	e, _ := newTestEngine(t, t.TempDir())
+	c := e.engineConfig
+	if c.cfg.Interfaces, err = wgstate.ParseGlobs(""); err != nil {
+		t.Fatal(err)
+	}
+	c.saved.Interfaces = []tracker.InterfaceState{
+		{Name: "lo", Ifindex: lo.Index, Up: true}, {Name: "renamed", Ifindex: lo.Index, Up: true}, {Name: "gone", Ifindex: 1 << 30, Up: true}, {Name: "listed", Ifindex: 1 << 30, Up: true},
+	}
+	e = newEngine(c)
+	e.tracker.Present(now(), []string{"listed"}, false)
+	e.missEarlier(now(), []string{"listed"})
+	var got []string
+	for _, f := range e.tracker.Take(now()).Facts {
+		got = append(got, fmt.Sprint(events.TypeOf(f.Data), " ", f.Data.(*events.Down).Interface))
+	}
+	if diff := cmp.Diff([]string{"wg.interface.down renamed", "wg.interface.down gone"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
