@@ -76,10 +76,12 @@ type Session struct {
 	StartedAt       time.Time `json:"startedAt"`
 	LastHandshakeAt time.Time `json:"lastHandshakeAt"`
 	// LastSeen encloses the last sign of life: not before After, not after Before.
-	LastSeen        Interval `json:"lastSeen"`
-	RxBytes         uint64   `json:"rxBytes"` // received from the peer in this session, as the device counts
-	TxBytes         uint64   `json:"txBytes"` // sent to the peer in this session, as the device counts
-	DurationSeconds int64    `json:"durationSeconds"`
+	LastSeen Interval `json:"lastSeen"`
+	// RxBytes and TxBytes are what the device counted from the peer and to it in this session, in messages of WireGuard, handshakes among them. The initiation that
+	// began it, 148 bytes, may be in it or not; of a session that the probe's first look found, it is what came after that look.
+	RxBytes         uint64 `json:"rxBytes"`
+	TxBytes         uint64 `json:"txBytes"`
+	DurationSeconds int64  `json:"durationSeconds"`
 	// Resumed is true when the peer came back inside the session that it was thought to have left.
 	Resumed bool `json:"resumed,omitempty"`
 }

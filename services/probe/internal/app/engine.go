@@ -52,7 +52,9 @@ type engine struct {
 	tracker *tracker.Tracker
 	book    names.Book
 
-	watched map[string]*device // by interface name
+	earlier []tracker.InterfaceState // that an earlier run watched, and this one is to
+	leftOut tracker.Batch            // of those that it is not to
+	watched map[string]*device       // by interface name
 
 	ear     *ear
 	heard   chan heard
@@ -101,7 +103,8 @@ func newEngine(c engineConfig) *engine {
 		asked:        make(chan chan<- condition),
 	}
 	e.ear = newEar(c.metrics, e.heard)
-	interfaces := slices.DeleteFunc(c.saved.Interfaces, func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
+	e.leftOut = tracker.LeaveOut(now(), c.cfg.Node, c.cfg.Interfaces.Match, c.saved.Interfaces, c.saved.Peers)
+	e.earlier = slices.DeleteFunc(slices.Clone(c.saved.Interfaces), func(s tracker.InterfaceState) bool { return !c.cfg.Interfaces.Match(s.Name) })
 	e.tracker = tracker.New(tracker.Config{
 		Node:     c.cfg.Node,
 		Endpoint: c.cfg.Endpoint.Render,
@@ -113,7 +116,8 @@ func newEngine(c engineConfig) *engine {
 		Alive:        c.saved.Alive,
 		OfflineAfter: c.cfg.OfflineAfter,
 		Silence:      c.cfg.Silence,
-	}, interfaces, c.saved.Peers, c.saved.Keys)
+	}, e.earlier, c.saved.Peers, c.saved.Keys)
+	e.saved = outbox.Saved{Alive: c.saved.Alive} // the tracker has copies of the rest
 	return e
 }
 
@@ -213,13 +217,20 @@ func (e *engine) sayStarted() {
 	e.tracker.Say(t.Wall, s)
 }
 
-// loadNames reads the name files.
+// loadNames reads the name files, and has the states of those announced whose names changed in this run.
 func (e *engine) loadNames() {
 	book, errs := e.names.Load()
 	for _, err := range errs {
 		e.log.Warn("name file", "error", err)
 	}
+	was := e.book
 	e.book = book
+	if was == nil {
+		return // what was told in an earlier run is not known
+	}
+	e.tracker.Renamed(func(key events.Key) bool {
+		return was[key].Name != book[key].Name || !slices.Equal(was[key].Tags, book[key].Tags)
+	})
 }
 
 // enumerate compares the interfaces that exist with those that are watched.
@@ -257,12 +268,27 @@ func (e *engine) enumerate() {
 			e.tracker.Gone(t, name)
 		}
 	}
+	if !whole {
+		e.missEarlier(t, present)
+	}
 	if len(e.watched) == 0 && !e.waiting {
 		e.log.Info("there is no WireGuard interface to watch yet, waiting for one", "wanted", cmp.Or(strings.Join(e.cfg.Globs, ","), "any"))
 	}
 	e.waiting = len(e.watched) == 0
 	e.aim()
 	e.count()
+}
+
+// missEarlier tells which interfaces went while no probe ran, when the list may be short and does not tell: no look at them is going to.
+func (e *engine) missEarlier(t tracker.Now, present []string) {
+	for _, i := range e.earlier {
+		if slices.Contains(present, i.Name) {
+			continue
+		}
+		if l, err := e.devices.Link(i.Ifindex); errors.Is(err, os.ErrNotExist) || err == nil && l.Name != i.Name {
+			e.tracker.Gone(t, i.Name)
+		}
+	}
 }
 
 // aim tells the ear who opens handshakes for the watched interfaces.
@@ -418,6 +444,10 @@ func (e *engine) take(a answer) {
 // commit stores what came together.
 func (e *engine) commit(t tracker.Now) error {
 	batch := e.tracker.Take(t)
+	left := e.leftOut // with the first commit, which tells that the probe started
+	e.leftOut = tracker.Batch{}
+	batch.Interfaces, batch.Gone = append(batch.Interfaces, left.Interfaces...), append(batch.Gone, left.Gone...)
+	batch.Withdrawn, batch.Removed = append(batch.Withdrawn, left.Withdrawn...), append(batch.Removed, left.Removed...)
 	began := time.Now()
 	if err := e.outbox.Commit(batch, t); err != nil {
 		return fmt.Errorf("store %d events: %w", len(batch.Facts), err)

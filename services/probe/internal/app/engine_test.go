@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -226,6 +227,99 @@ func TestVanishedDevice(t *testing.T) {
 	batch := e.tracker.Take(now())
 	if len(e.watched) != 0 || len(batch.Facts) != 1 || events.TypeOf(batch.Facts[0].Data) != events.InterfaceDown {
 		t.Errorf("watched: %v, facts: %v", e.watched, batch.Facts)
+	}
+}
+
+// TestRenamed: latecomers find the name that a file has now, of a peer to whom nothing happens, and no event tells of it.
+func TestRenamed(t *testing.T) {
+	t.Parallel()
+	e, _ := newTestEngine(t, t.TempDir())
+	file := filepath.Join(t.TempDir(), "names")
+	e.names = names.New([]string{file})
+	write := func(lines ...string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e.loadNames()
+	}
+	alice, bob := events.Key{1}, events.Key{2}
+	write(alice.String()+" alice", bob.String()+" bob")
+	d := &device{schedule: tracker.NewSchedule(0, true)}
+	e.watched["wg0"] = d
+	found := wgstate.Device{Name: "wg0", Ifindex: 5, Up: true, Peers: []wgstate.Peer{{PublicKey: alice}, {PublicKey: bob}}}
+	e.take(answer{name: "wg0", from: d, found: found, asked: now(), answered: now()})
+	e.tracker.Take(now())
+	for _, tt := range []struct{ line, want string }{
+		{alice.String() + " alice", ""},
+		{alice.String() + " alicia", "alicia []"},
+		{alice.String() + " alicia #staff", "alicia [staff]"},
+		{"", " []"},
+	} {
+		write(tt.line, bob.String()+" bob", events.Key{3}.String()+" somebody-else")
+		batch := e.tracker.Take(now())
+		var got []string
+		for _, s := range batch.Announce {
+			got = append(got, fmt.Sprint(s.Peer.Name, " ", s.Peer.Tags))
+		}
+		if text := strings.Join(got, "; "); text != tt.want || len(batch.Facts) > 0 {
+			t.Errorf("%q: announced %q, want %q; %d events, want none", tt.line, text, tt.want, len(batch.Facts))
+		}
+	}
+}
+
+// TestLeftOut: latecomers do not find who was connected on an interface that is not watched any more.
+func TestLeftOut(t *testing.T) {
+	t.Parallel()
+	e, ob := newTestEngine(t, t.TempDir())
+	key := events.Key{1}
+	interfaces, peers := []tracker.InterfaceState{{Name: "wg0", Up: true}}, []tracker.PeerState{{Interface: "wg0", PublicKey: key, Connected: true}}
+	if err := ob.Commit(tracker.Batch{Interfaces: interfaces, Peers: peers}, now()); err != nil {
+		t.Fatal(err)
+	}
+	c := e.engineConfig
+	var err error
+	if c.saved, err = ob.Load(); err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := newEngine(c).run(over, over); err != nil {
+		t.Fatal(err)
+	}
+	marks, err := ob.Dirty(10)
+	if err != nil || len(marks) != 1 || marks[0].Key != events.StateKey("vpn-1", "wg0", key) || marks[0].Value != nil {
+		t.Errorf("states to be told: %+v, %v; want that there is none of the peer", marks, err)
+	}
+	if saved, err := ob.Load(); err != nil || len(saved.Interfaces) != 1 || saved.Interfaces[0].GoneAt.IsZero() || len(saved.Peers) != 1 {
+		t.Errorf("stored: %+v, %v; want that it may come back", saved, err)
+	}
+}
+
+// TestMissEarlier: an interface that went while no probe ran is missed even when the interfaces cannot all be listed. One that is there, and was not listed, is not.
+func TestMissEarlier(t *testing.T) {
+	t.Parallel()
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Skip(err)
+	}
+	e, _ := newTestEngine(t, t.TempDir())
+	c := e.engineConfig
+	if c.cfg.Interfaces, err = wgstate.ParseGlobs(""); err != nil {
+		t.Fatal(err)
+	}
+	c.saved.Interfaces = []tracker.InterfaceState{
+		{Name: "lo", Ifindex: lo.Index, Up: true}, {Name: "renamed", Ifindex: lo.Index, Up: true}, {Name: "gone", Ifindex: 1 << 30, Up: true}, {Name: "listed", Ifindex: 1 << 30, Up: true},
+	}
+	e = newEngine(c)
+	e.tracker.Present(now(), []string{"listed"}, false)
+	e.missEarlier(now(), []string{"listed"})
+	var got []string
+	for _, f := range e.tracker.Take(now()).Facts {
+		got = append(got, fmt.Sprint(events.TypeOf(f.Data), " ", f.Data.(*events.Down).Interface))
+	}
+	if diff := cmp.Diff([]string{"wg.interface.down renamed", "wg.interface.down gone"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

@@ -257,18 +257,21 @@ func (o *Outbox) Commit(b tracker.Batch, now tracker.Now) error {
 				return err
 			}
 		}
-		for _, r := range b.Removed {
-			if err := tx.Bucket(bucketPeers).Delete(peerKey(r.Interface, r.Key)); err != nil {
+		for _, name := range b.Gone {
+			if err := tx.Bucket(bucketInterfaces).Delete([]byte(name)); err != nil {
 				return err
 			}
 		}
-		// The facts tell the node of a removed peer, so its mark is made from them.
-		for _, f := range b.Facts {
-			if d, ok := f.Data.(*events.Removed); ok && slices.Contains(b.Removed, tracker.PeerID{Interface: d.Interface, Key: d.Peer.PublicKey}) {
-				key := events.StateKey(d.Node, d.Interface, d.Peer.PublicKey)
-				if err := errors.Join(mark(tx, key, nil), tx.Bucket(bucketLast).Delete([]byte(key))); err != nil {
-					return err
-				}
+		for _, w := range b.Withdrawn {
+			if err := mark(tx, events.StateKey(b.Node, w.Interface, w.Key), nil); err != nil {
+				return err
+			}
+		}
+		for _, r := range b.Removed {
+			key := events.StateKey(b.Node, r.Interface, r.Key)
+			err := errors.Join(tx.Bucket(bucketPeers).Delete(peerKey(r.Interface, r.Key)), mark(tx, key, nil), tx.Bucket(bucketLast).Delete([]byte(key)))
+			if err != nil {
+				return err
 			}
 		}
 		return tx.Bucket(bucketMeta).Put(aliveKey, append(number(uint64(now.Wall.UnixMilli())), number(uint64(now.Boot))...))
@@ -277,7 +280,7 @@ func (o *Outbox) Commit(b tracker.Batch, now tracker.Now) error {
 		return err
 	}
 	o.depth.Add(int64(len(b.Facts)))
-	if len(b.Facts)+len(b.Announce) > 0 {
+	if len(b.Facts)+len(b.Announce)+len(b.Withdrawn)+len(b.Removed) > 0 {
 		select {
 		case o.changed <- struct{}{}:
 		default: // a value that says the same waits there

@@ -183,8 +183,8 @@ func TestLoad(t *testing.T) {
 	gone, other := p, p
 	gone.PublicKey, other.Interface = key("B"), "wg1"
 	wg0 := tracker.InterfaceState{Name: "wg0", Ifindex: 7, Up: true, PublicKey: key("wg0"), ListenPort: 51820}
-	commit(t, ob, tracker.Batch{Interfaces: []tracker.InterfaceState{wg0}, Peers: []tracker.PeerState{p, gone, other}})
-	commit(t, ob, tracker.Batch{Removed: []tracker.PeerID{{Interface: "wg0", Key: key("B")}}})
+	commit(t, ob, tracker.Batch{Interfaces: []tracker.InterfaceState{wg0, {Name: "wg1"}}, Peers: []tracker.PeerState{p, gone, other}})
+	commit(t, ob, tracker.Batch{Node: "vpn-1", Gone: []string{"wg1"}, Removed: []tracker.PeerID{{Interface: "wg0", Key: key("B")}}})
 	if err := ob.Commit(tracker.Batch{}, tracker.Now{Wall: epoch.Add(time.Minute), Boot: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
@@ -330,16 +330,29 @@ func TestStateMarks(t *testing.T) {
 	check("all was sent", map[string]string{})
 
 	gone := []tracker.PeerID{{Interface: "wg0", Key: key("A")}}
-	commit(t, ob, tracker.Batch{Facts: []tracker.Fact{removed("A")}, Removed: gone})
+	commit(t, ob, tracker.Batch{Node: "vpn-1", Facts: []tracker.Fact{removed("A")}, Removed: gone})
 	check("a removed peer", map[string]string{a: "deleted"})
 	commit(t, ob, tracker.Batch{Facts: []tracker.Fact{added("A")}, Announce: []events.State{state("A")}})
 	check("and added again", map[string]string{a: "wg.peer.added 5"})
 	commit(t, ob, tracker.Batch{Facts: []tracker.Fact{removed("A"), added("A")}, Announce: []events.State{state("A")}})
 	check("removed and added in one transaction", map[string]string{a: "wg.peer.added 7"})
-	commit(t, ob, tracker.Batch{Facts: []tracker.Fact{added("A"), removed("A")}, Removed: gone})
+	commit(t, ob, tracker.Batch{Node: "vpn-1", Facts: []tracker.Fact{added("A"), removed("A")}, Removed: gone})
 	check("added and removed in one transaction", map[string]string{a: "deleted"})
 	commit(t, ob, tracker.Batch{Announce: []events.State{state("A")}})
 	check("an announcement after that knows of no earlier event", map[string]string{a: " 0"})
+	commit(t, ob, tracker.Batch{Facts: []tracker.Fact{added("A")}, Announce: []events.State{state("A")}})
+	commit(t, ob, tracker.Batch{Node: "vpn-1", Withdrawn: gone})
+	check("withdrawn", map[string]string{a: "deleted"})
+	commit(t, ob, tracker.Batch{Announce: []events.State{state("A")}})
+	check("and announced again, with its last event", map[string]string{a: "wg.peer.added 10"})
+	<-ob.Changed()
+	commit(t, ob, tracker.Batch{Node: "vpn-1", Removed: gone})
+	check("forgotten with its interface, without an event", map[string]string{a: "deleted"})
+	select {
+	case <-ob.Changed():
+	default:
+		t.Error("nobody is told that there is something to send")
+	}
 }
 
 func TestChanged(t *testing.T) {

@@ -482,6 +482,7 @@ func TestRemovedPeer(t *testing.T) {
 		b := newBench(t, at(0))
 		key := events.Key(sha256.Sum256([]byte("A")))
 		err := b.outbox.Commit(tracker.Batch{
+			Node: "vpn 1.a",
 			Facts: []tracker.Fact{{Time: start, Data: &events.Removed{
 				Common: events.Common{Node: "vpn 1.a", Interface: "wg0", DetectedAt: start}, Peer: events.Peer{PublicKey: key},
 			}}},
@@ -491,6 +492,7 @@ func TestRemovedPeer(t *testing.T) {
 			t.Fatal("a node with a space was stored")
 		}
 		err = b.outbox.Commit(tracker.Batch{
+			Node: "vpn.1",
 			Facts: []tracker.Fact{{Time: start, Data: &events.Removed{
 				Common: events.Common{Node: "vpn.1", Interface: "wg0", DetectedAt: start}, Peer: events.Peer{PublicKey: key},
 			}}},

@@ -572,8 +572,15 @@ func (s *script) take(looked *wgInterface) ([]string, error) {
 			return nil, err
 		}
 	}
+	for _, name := range batch.Gone {
+		delete(s.stored, name)
+		out = append(out, "forgotten "+name)
+	}
 	for _, id := range batch.Removed {
 		delete(s.stored, id.Interface+"/"+nameOf(id.Key))
+		if slices.Contains(batch.Gone, id.Interface) {
+			out = append(out, "forgotten "+id.Interface+" "+nameOf(id.Key))
+		}
 	}
 	for _, k := range batch.Keys {
 		value, err := json.Marshal(k)

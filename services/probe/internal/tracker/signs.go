@@ -37,7 +37,11 @@ const (
 	outage        = 1e-3 // two in a row are lost less often than that: the link was down, or the peer away
 	patienceStep  = 2    // misses more after a false call
 	maxPatience   = 20
-	patienceBeats = 100 // kept, after which patience is one miss less
+	patienceBeats = 100 // kept, after which patience is one miss less, or else one return is forgotten
+	// trialBeats signs that come in step after a return, none of them missing, show that the peer was away: neither its cadence nor its link is another one.
+	trialBeats = 4
+	// maxReturns such returns are believed. Who comes back so again and again has the habit of sleeping, and is given time like one that was wrongly called.
+	maxReturns = 2
 	// minSilence stands where gaps are hardly longer than the time between looks: a lost sign is not seen there, so nor is loss.
 	minSilence = time.Minute
 )
@@ -72,7 +76,9 @@ type signs struct {
 	Missed   uint16 `json:"missed,omitempty"`   // those of them in which a sign is missing
 	Odd      uint8  `json:"odd,omitempty"`      // latest gaps in a row that are out of step
 	Patience uint8  `json:"patience,omitempty"` // misses that are waited for beyond the rule
-	Calm     uint8  `json:"calm,omitempty"`     // signs that came since patience changed
+	Calm     uint8  `json:"calm,omitempty"`     // signs that came since it was called, or since patience changed
+	Trial    uint8  `json:"trial,omitempty"`    // signs that have yet to come in step until its latest return is one from an absence
+	Returns  uint8  `json:"returns,omitempty"`  // from absences, of late
 	// Doubt is whether the cadence, which was learned in an earlier session, is still to be heard in this one: it may have been switched off.
 	Doubt bool `json:"doubt,omitempty"`
 
@@ -134,12 +140,22 @@ func (s *signs) blind(now time.Duration) {
 	s.quiet(now)
 }
 
-// resumed tells that the peer came back in the session that was said to be over. It is given more time from now on, and its cadence is learned anew:
-// it may have changed.
+// resumed tells that the peer came back in the session that was said to be over. By what was known of the link it was away, so that is put on trial: what
+// was learned stays, and the next signs tell. A call that comes before they have was wrong, and so is one too many.
 func (s *signs) resumed(now time.Duration) {
-	s.Patience, s.Calm = min(s.Patience+patienceStep, maxPatience), 0
-	s.Gaps, s.Odd = nil, 0
+	s.Calm = 0
+	if s.gap == 0 || s.Trial > 0 || s.Returns >= maxReturns {
+		s.wrong()
+	} else {
+		s.Trial, s.Doubt = trialBeats, true
+	}
 	s.blind(now)
+}
+
+// wrong takes in that the peer was there when it was called. It is given more time from now on, and its cadence is learned anew: it may have changed.
+func (s *signs) wrong() {
+	s.Patience = min(s.Patience+patienceStep, maxPatience)
+	s.Gaps, s.Odd, s.Trial = nil, 0, 0
 }
 
 // look takes in what a look found.
@@ -177,10 +193,17 @@ func (s *signs) learn(gap, look int) {
 		n := s.spans(float64(gap), s.gap.Seconds())
 		if n == 1 {
 			s.Odd, s.Doubt = 0, false
+			if s.Trial == 1 {
+				s.Returns++
+			}
+			s.Trial -= min(s.Trial, 1)
 		} else {
 			s.Odd++
 		}
 		switch {
+		case n > 1 && s.Trial > 0:
+			s.count(n)
+			s.wrong()
 		case s.Odd >= maxOdd:
 			s.Gaps, s.Odd, s.Kept, s.Missed = nil, 0, 0, 0
 		case n == 0:
@@ -206,7 +229,12 @@ func (s *signs) count(n float64) {
 		s.Kept, s.Missed = s.Kept/2, s.Missed/2
 	}
 	if s.Calm++; s.Calm >= patienceBeats {
-		s.Calm, s.Patience = 0, s.Patience-min(s.Patience, 1)
+		s.Calm = 0
+		if s.Patience > 0 {
+			s.Patience--
+		} else {
+			s.Returns -= min(s.Returns, 1)
+		}
 	}
 }
 

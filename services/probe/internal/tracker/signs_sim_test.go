@@ -461,6 +461,87 @@ func TestHowSoon(t *testing.T) {
 	}
 }
 
+// TestComeAndGo lets peers with a keepalive of 25 s leave and come back for days. It holds how soon it is known that one left for longer than its session, how
+// often one is called that is there, and how often one that sleeps for less than that is told as gone.
+func TestComeAndGo(t *testing.T) {
+	t.Parallel()
+	type span [2]time.Duration // in seconds
+	short, long := span{40, 100}, span{200, 300}
+	for name, tt := range map[string]struct {
+		loss        float64
+		stays       span
+		short, long span    // absences
+		often       float64 // is an absence long
+		peers       int
+		hours       float64       // of each
+		p50, p99    time.Duration // of those long ones that are called; 0 is only told
+		wrong       float64       // calls of peers that are there, an hour, at most
+		told        float64       // short ones that are told, an hour, at most
+	}{
+		"as in half an hour of the soak":           {stays: span{150, 300}, short: short, long: long, often: 0.5, peers: 1000, hours: 0.5, p50: 75, p99: 135, told: 2},
+		"as in half an hour of the soak, 5 % loss": {loss: 0.05, stays: span{150, 300}, short: short, long: long, often: 0.5, peers: 1000, hours: 0.5, wrong: 0.03, told: 2},
+		"a few times a day":                        {stays: span{1800, 7200}, short: span{40, 160}, long: span{200, 3000}, often: 0.5, peers: 100, hours: 24, p50: 75, p99: 95, told: 1},
+		"a few times a day, 5 % loss":              {loss: 0.05, stays: span{1800, 7200}, short: span{40, 160}, long: span{200, 3000}, often: 0.5, peers: 100, hours: 24, wrong: 0.01, told: 1},
+		"asleep each 10 min":                       {stays: span{300, 900}, short: span{80, 150}, peers: 100, hours: 24, told: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			peers := tt.peers
+			if testing.Short() {
+				peers /= 5
+			}
+			var took []time.Duration
+			longs, shorts, told, wrong := 0, 0, 0, 0
+			for seed := range uint64(peers) {
+				m := newModel(9000+seed, 25*time.Second, 0, tt.loss)
+				w := watch(m, 10*time.Second)
+				within := func(s span) time.Duration { return s[0]*time.Second + m.jitter((s[1]-s[0])*time.Second) }
+				calls := func(lasts time.Duration, done func() bool) int {
+					before := w.calls[events.Silent]
+					w.run(lasts, talk{}, done)
+					return w.calls[events.Silent] - before
+				}
+				end := m.now + time.Duration(tt.hours*float64(time.Hour))
+				for stays := within(span{480, 600}); m.now < end; stays = within(tt.stays) {
+					wrong += calls(stays, nil)
+					lasts, leaves := within(tt.short), m.now
+					isLong := m.r.Float64() < tt.often
+					if isLong {
+						lasts = within(tt.long)
+					}
+					m.unplugged, w.first = m.now, 0
+					switch called := calls(lasts, nil); {
+					case isLong:
+						longs++
+						if called > 0 {
+							took = append(took, w.first-leaves)
+						}
+					default:
+						shorts++
+						told += called
+					}
+					m.unplugged = never
+					heard := m.ours.rx
+					calls(time.Minute, func() bool { return m.ours.rx > heard }) // until then, nobody can know
+					calls(w.next-m.now+time.Second, nil)
+				}
+			}
+			hours := float64(peers) * tt.hours
+			t.Logf("in %.0f hours %d short absences, %d of them told; %d calls of peers that were there", hours, shorts, told, wrong)
+			if len(took) > 0 {
+				q := quantiles(took, 0.5, 0.9, 0.99, 1)
+				t.Logf("%d long absences, %d called before the session was over: p50, p90, p99, most: %v", longs, len(took), q)
+				if tt.p50 > 0 && (q[0] > tt.p50*time.Second || q[2] > tt.p99*time.Second) {
+					t.Errorf("p50 %v, p99 %v; want at most %d s, %d s", q[0], q[2], tt.p50, tt.p99)
+				}
+			}
+			if float64(wrong) > tt.wrong*hours || float64(told) > tt.told*hours {
+				t.Errorf("%d calls of peers that were there, %d short absences told in %.0f hours; want at most %.2f, %.2f an hour", wrong, told, hours, tt.wrong, tt.told)
+			}
+		})
+	}
+}
+
 // TestIntervalOfLooksChanges: what was learned under one load holds under another.
 func TestIntervalOfLooksChanges(t *testing.T) {
 	t.Parallel()

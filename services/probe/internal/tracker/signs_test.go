@@ -252,38 +252,91 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestResumed: a false call makes for patience, which a hundred signs each take back by one. The cadence is learned anew, and the gap is no loss.
+// TestResumed: whether a call was right is told by the signs after the return. A wrong one makes for patience, which a hundred signs each take back by one.
 func TestResumed(t *testing.T) {
 	t.Parallel()
 	again := []watched{{}, {}, {rx: 32}, {}, {rx: 32}}
-	var s signs
-	s.begin(time.Hour)
-	s.take(time.Hour, 0, slices.Repeat(again, 20)...)
-	now := s.deadline()
-	if _, gone := s.verdict(now); !gone {
-		t.Fatal("not silent at the deadline")
-	}
-	s.resumed(now)
-	if s.deadline() != never || s.Patience != 2 || s.Missed != 0 {
-		t.Errorf("after it came back: deadline %v, patience %d, missed %d; want never, 2, 0", s.deadline(), s.Patience, s.Missed)
-	}
-	now, _ = s.take(now, 0, slices.Repeat(again, 20)...)
-	if got, want := s.patience().Round(time.Second), 5*25*time.Second+4*time.Second; got != want {
-		t.Errorf("patience %v, want %v", got, want)
-	}
-	now, _ = s.take(now, 0, slices.Repeat(again, 100)...)
-	if s.Patience != 0 {
-		t.Errorf("patience of %d misses after 200 signs, want 0", s.Patience)
-	}
-	for range 50 {
+	learned := func() (s signs, now time.Duration) {
+		s.begin(time.Hour)
+		s.take(time.Hour, 0, slices.Repeat(again, 20)...)
+		now = s.deadline()
+		if _, gone := s.verdict(now); !gone {
+			t.Fatal("not silent at the deadline")
+		}
 		s.resumed(now)
+		if s.deadline() != never {
+			t.Fatal("it may be called again before its cadence was heard")
+		}
+		return s, now
 	}
-	if s.Patience != maxPatience {
-		t.Errorf("patience of %d misses after 50 false calls, want %d", s.Patience, maxPatience)
+	misses := func(s signs) int { return int((s.patience() - slackSeconds*time.Second) / s.gap) }
+	var (
+		missing = slices.Concat([]watched{{}, {}, {}}, again) // the first sign is
+		slower  = []watched{{}, {}, {}, {}, {}, {rx: 32}}
+	)
+	for name, tt := range map[string]struct {
+		after    []watched
+		patience uint8
+		misses   int
+	}{
+		"in step: it was away":                            {slices.Repeat(again, 10), 0, 3},
+		"in step, and one is missing later: that is loss": {slices.Concat(slices.Repeat(again, 3), missing), 0, 4},
+		"one is missing soon: it was there":               {slices.Concat(again, missing, slices.Repeat(again, 10)), patienceStep, 6},
+		"another cadence: it was there":                   {slices.Repeat(slower, 20), patienceStep, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, now := learned()
+			s.take(now, 0, tt.after...)
+			if s.Patience != tt.patience || misses(s) != tt.misses {
+				t.Errorf("%d misses, %d of them of patience; want %d, %d; %+v", misses(s), s.Patience, tt.misses, tt.patience, s)
+			}
+		})
 	}
+	t.Run("called once more before that is told", func(t *testing.T) {
+		t.Parallel()
+		s, now := learned()
+		now, _ = s.take(now, 0, again...)
+		s.resumed(now)
+		now, _ = s.take(now, 0, slices.Repeat(again, 20)...)
+		if got := misses(s); got != minMisses+patienceStep {
+			t.Errorf("%d misses, want %d", got, minMisses+patienceStep)
+		}
+		s.take(now, 0, slices.Repeat(again, 100)...)
+		if s.Patience != 0 {
+			t.Errorf("patience of %d misses after 200 signs, want 0", s.Patience)
+		}
+	})
+	t.Run("it sleeps now and then", func(t *testing.T) {
+		t.Parallel()
+		s, now := learned()
+		for range maxReturns {
+			if s.Patience != 0 {
+				t.Errorf("patience of %d misses after %d returns, want 0", s.Patience, s.Returns)
+			}
+			now, _ = s.take(now, 0, slices.Repeat(again, 10)...)
+			s.resumed(now)
+		}
+		if s.Patience != patienceStep {
+			t.Errorf("patience of %d misses after one return too many, want %d", s.Patience, patienceStep)
+		}
+		s.take(now, 0, slices.Repeat(again, 250)...)
+		if s.Patience != 0 || s.Returns != 0 {
+			t.Errorf("patience of %d misses, %d returns after 500 signs; want both forgotten", s.Patience, s.Returns)
+		}
+	})
+	t.Run("called wrongly for ever", func(t *testing.T) {
+		t.Parallel()
+		s, now := learned()
+		for range 50 {
+			s.resumed(now)
+		}
+		if s.Patience != maxPatience {
+			t.Errorf("patience of %d misses after 50 false calls, want %d", s.Patience, maxPatience)
+		}
+	})
 }
 
-// TestLossFades: what was lost long ago does not count for ever.
 // TestOutageIsNoLoss: a peer that was away for a while, and was not called so, is on no worse a link for that.
 func TestOutageIsNoLoss(t *testing.T) {
 	t.Parallel()
@@ -309,6 +362,7 @@ func TestOutageIsNoLoss(t *testing.T) {
 	}
 }
 
+// TestLossFades: what was lost long ago does not count for ever.
 func TestLossFades(t *testing.T) {
 	t.Parallel()
 	s := signs{Kept: 100, Missed: 100}
@@ -357,7 +411,8 @@ func TestCopiesStay(t *testing.T) {
 func TestSize(t *testing.T) {
 	t.Parallel()
 	s := signs{
-		Gaps: bytes.Repeat([]byte{255}, maxGaps), Look: 255, Kept: lossMemory, Missed: lossMemory, Odd: maxOdd, Patience: maxPatience, Calm: patienceBeats, Doubt: true,
+		Gaps: bytes.Repeat([]byte{255}, maxGaps), Look: 255, Kept: lossMemory, Missed: lossMemory, Odd: maxOdd, Patience: maxPatience, Calm: patienceBeats, Trial: trialBeats,
+		Returns: maxReturns, Doubt: true,
 	}
 	stored, err := json.Marshal(&s)
 	if err != nil {

@@ -74,6 +74,8 @@ type InterfaceState struct {
 	ListenPort int        `json:"listenPort"`
 	// BootID is the host's boot in which this was so (/proc/sys/kernel/random/boot_id): boot clock readings mean nothing in another.
 	BootID string `json:"bootID,omitempty"`
+	// GoneAt is since when it does not exist, or is not watched; zero while it does and is.
+	GoneAt time.Time `json:"goneAt,omitzero"`
 }
 
 func (s *InterfaceState) device() events.Device {
@@ -88,10 +90,13 @@ type Fact struct {
 
 // Batch is what belongs into one transaction: facts in their order, and the states that go with them.
 type Batch struct {
+	Node       string // whose all this is
 	Facts      []Fact
 	Interfaces []InterfaceState
 	Peers      []PeerState
+	Gone       []string       // interfaces of which nothing is to be remembered any more
 	Removed    []PeerID       // peers that are configured no longer
+	Withdrawn  []PeerID       // peers whose state latecomers are not to find, because nobody watches them
 	Announce   []events.State // current states for latecomers; the sequence is the store's to fill in
 	Keys       []KeyState     // what is remembered of keys that sent initiations
 	Forgotten  []events.Key   // keys of which nothing needs to be remembered any more
@@ -124,6 +129,7 @@ type Tracker struct {
 
 	facts    []Fact
 	dirtyIfs map[string]bool
+	gone     map[string]bool
 	dirty    map[PeerID]bool
 	removed  map[PeerID]bool
 	announce map[PeerID]bool
@@ -192,7 +198,8 @@ func (i *iface) rebooted(bootID string) bool {
 
 func (t *Tracker) reset() {
 	t.facts = nil
-	t.dirtyIfs, t.dirty, t.removed, t.announce = map[string]bool{}, map[PeerID]bool{}, map[PeerID]bool{}, map[PeerID]bool{}
+	t.dirtyIfs, t.gone = map[string]bool{}, map[string]bool{}
+	t.dirty, t.removed, t.announce = map[PeerID]bool{}, map[PeerID]bool{}, map[PeerID]bool{}
 }
 
 // Urgent reports whether there is more to store than progress of what is already known.
@@ -202,8 +209,9 @@ func (t *Tracker) Urgent() bool {
 
 // Take returns what has come together since the last call, in a stable order.
 func (t *Tracker) Take(now Now) Batch {
-	b := Batch{Facts: t.facts}
+	b := Batch{Node: t.cfg.Node, Facts: t.facts}
 	if now.Boot-t.pruned >= time.Hour {
+		t.forgetGone(now)
 		t.strangers.prune(now)
 		t.pruned = now.Boot
 	}
@@ -216,6 +224,7 @@ func (t *Tracker) Take(now Now) Batch {
 			b.Peers = append(b.Peers, *p)
 		}
 	}
+	b.Gone = slices.Sorted(maps.Keys(t.gone))
 	b.Removed = sortedIDs(t.removed)
 	for _, id := range sortedIDs(t.announce) {
 		if p := t.peer(id); p != nil {
@@ -244,12 +253,31 @@ func (t *Tracker) Say(at time.Time, data events.Data) {
 	t.facts = append(t.facts, Fact{Time: at, Data: data})
 }
 
+// Renamed tells whom people call something else now. It is no event, but latecomers are to find it.
+func (t *Tracker) Renamed(is func(events.Key) bool) {
+	for name, i := range t.interfaces {
+		for key := range i.peers {
+			if is(key) {
+				t.announce[PeerID{name, key}] = true
+			}
+		}
+	}
+}
+
 // Present tells which WireGuard interfaces exist. Unless the list may be short, those that were known and are not among them are gone. What the first
 // call of a run names was there before the run: its first look finds what happened unseen.
 func (t *Tracker) Present(now Now, names []string, whole bool) {
 	for _, name := range names {
-		if _, known := t.interfaces[name]; !known {
+		i, known := t.interfaces[name]
+		switch {
+		case !known:
 			t.interfaces[name] = newIface(name, !t.present)
+		case !i.GoneAt.IsZero():
+			i.GoneAt = time.Time{}
+			t.dirtyIfs[name] = true
+			for key := range i.peers { // their states may have been withdrawn
+				t.announce[PeerID{name, key}] = true
+			}
 		}
 	}
 	if !t.present {
@@ -266,7 +294,36 @@ func (t *Tracker) Present(now Now, names []string, whole bool) {
 	}
 }
 
-// Gone tells that an interface does not exist. Its peers are remembered: when it comes back, what differs was changed.
+// forgetAfter is for how long an interface that does not exist, and its peers, are remembered. Where interfaces come and go under ever new names, they
+// must not add up.
+const forgetAfter = 7 * 24 * time.Hour
+
+// LeaveOut returns what is to be stored of interfaces that an earlier run watched and this one does not, nor New is told of. Nobody says that their sessions
+// ended, but that they go on nobody knows, either. After forgetAfter they are forgotten.
+func LeaveOut(now Now, node string, watched func(name string) bool, interfaces []InterfaceState, peers []PeerState) Batch {
+	b := Batch{Node: node}
+	for _, i := range interfaces {
+		if watched(i.Name) {
+			continue
+		}
+		var ids []PeerID
+		for n := range peers {
+			if peers[n].Interface == i.Name {
+				ids = append(ids, PeerID{i.Name, peers[n].PublicKey})
+			}
+		}
+		switch {
+		case i.GoneAt.IsZero():
+			i.GoneAt = now.Wall
+			b.Interfaces, b.Withdrawn = append(b.Interfaces, i), append(b.Withdrawn, ids...)
+		case now.Wall.Sub(i.GoneAt) >= forgetAfter:
+			b.Gone, b.Removed = append(b.Gone, i.Name), append(b.Removed, ids...)
+		}
+	}
+	return b
+}
+
+// Gone tells that an interface does not exist. Its peers are remembered: when it comes back before forgetAfter, what differs was changed.
 func (t *Tracker) Gone(now Now, name string) {
 	i, known := t.interfaces[name]
 	if !known {
@@ -275,6 +332,33 @@ func (t *Tracker) Gone(now Now, name string) {
 	t.down(now, i, events.Deleted)
 	t.forgetCounters(i)
 	i.looked, i.blind = false, false
+	switch {
+	case i.Ifindex == 0: // it was never seen up, and nothing is stored of it
+		delete(t.interfaces, name)
+	case i.GoneAt.IsZero():
+		i.GoneAt = now.Wall
+		t.dirtyIfs[name] = true
+	}
+}
+
+// forgetGone forgets interfaces that have not come back, and their peers. Nothing is said of it: that the interface was deleted was told, and with it its
+// configuration went. Under its name, the next one has a baseline of its own.
+func (t *Tracker) forgetGone(now Now) {
+	for _, name := range slices.Sorted(maps.Keys(t.interfaces)) {
+		i := t.interfaces[name]
+		if i.GoneAt.IsZero() || now.Wall.Sub(i.GoneAt) < forgetAfter {
+			continue
+		}
+		delete(t.interfaces, name)
+		delete(t.dirtyIfs, name)
+		t.gone[name] = true
+		for _, key := range sortedKeys(i.peers) {
+			t.removed[PeerID{name, key}] = true
+			if !t.isConfigured(key) {
+				t.strangers.remove(now, key)
+			}
+		}
+	}
 }
 
 // Seen is what a look tells about the devices' own clockwork.

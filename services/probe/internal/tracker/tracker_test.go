@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/wgherald/wgherald/pkg/events"
 	"github.com/wgherald/wgherald/services/probe/internal/tracker"
 )
@@ -56,6 +58,40 @@ func TestManyAllowedIPs(t *testing.T) {
 	if want := "256 2744 256 256"; got != want {
 		t.Errorf("allowed IPs told, left out, from, to: %s, want %s", got, want)
 	}
+}
+
+// TestLeftOut: of an interface that is watched no longer nobody can say who is connected. It is forgotten after a week, and its peers are told as they are when
+// it is watched again before that.
+func TestLeftOut(t *testing.T) {
+	t.Parallel()
+	now := tracker.Now{Wall: origin, Boot: time.Hour}
+	wg0, wg1 := tracker.InterfaceState{Name: "wg0", Ifindex: 1, Up: true}, tracker.InterfaceState{Name: "wg1", Ifindex: 2, Up: true}
+	peers := []tracker.PeerState{{Interface: "wg0", PublicKey: keyOf("A"), Connected: true}, {Interface: "wg1", PublicKey: keyOf("A"), Connected: true}}
+	ids := []tracker.PeerID{{Interface: "wg0", Key: keyOf("A")}}
+	watched := func(name string) bool { return name == "wg1" }
+	check := func(when string, got, want tracker.Batch) {
+		t.Helper()
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
+		}
+	}
+	left := wg0
+	left.GoneAt = now.Wall
+	check("now", tracker.LeaveOut(now, node, watched, []tracker.InterfaceState{wg0, wg1}, peers),
+		tracker.Batch{Node: node, Interfaces: []tracker.InterfaceState{left}, Withdrawn: ids})
+	now.Wall = now.Wall.Add(7*24*time.Hour - 1)
+	check("still", tracker.LeaveOut(now, node, watched, []tracker.InterfaceState{left, wg1}, peers), tracker.Batch{Node: node})
+	now.Wall = now.Wall.Add(1)
+	check("for a week", tracker.LeaveOut(now, node, watched, []tracker.InterfaceState{left, wg1}, peers),
+		tracker.Batch{Node: node, Gone: []string{"wg0"}, Removed: ids})
+
+	tr := tracker.New(plain(), []tracker.InterfaceState{left, wg1}, peers, nil)
+	tr.Present(now, []string{"wg0", "wg1"}, true)
+	batch := tr.Take(now)
+	if len(batch.Announce) != 1 || batch.Announce[0].Interface != "wg0" || len(batch.Facts) > 0 {
+		t.Errorf("watched again: announced %+v, facts %v; want A on wg0, none", batch.Announce, batch.Facts)
+	}
+	check("watched again", tracker.Batch{Interfaces: batch.Interfaces}, tracker.Batch{Interfaces: []tracker.InterfaceState{wg0}})
 }
 
 // plain is a configuration in which nothing is particular.

@@ -157,6 +157,9 @@ func (c *Client) Devices() ([]Link, []error) {
 	return links, errs
 }
 
+// Link returns the interface with the given index as it is, without its Kind, or an error that is os.ErrNotExist.
+func (c *Client) Link(ifindex int) (Link, error) { return c.link(ifindex) }
+
 // of returns what is kept of link's device. It is called with c.mu held.
 func (c *Client) of(link Link) *known {
 	k, ok := c.known[link.Ifindex]
