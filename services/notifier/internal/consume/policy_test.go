@@ -202,6 +202,29 @@ func TestAnEventThatAlwaysFailsDoesNotHoldUpOtherPeers(t *testing.T) {
 	same(t, "other peers", want, have)
 }
 
+// Everything that there is has failed, or belongs behind what failed: the trials are made with that, by their own interval and not by the retries'.
+func TestABrokenHookIsTriedAlsoWithoutAnythingUntried(t *testing.T) {
+	t.Parallel()
+	b, g := newBroker(t), &gate{}
+	g.broken.Store(true)
+	s := newSink(t, g.answer)
+	steep := quick
+	steep.Factor, steep.Jitter = 8, 0 // 20 ms, 160 ms, 1.28 s, 10.24 s, 82 s
+	n := run(t, b, s, withRetry(steep))
+	want := b.publish("alice", "alice", "alice")
+	eventually(t, "the circuit is open", func() bool { return n.observer.circuit() != Closed })
+	if r := s.requests(); len(r) != 5 {
+		t.Fatalf("%d requests, want 5", len(r))
+	}
+	g.broken.Store(false)
+	begin := time.Now()
+	same(t, "delivered", want, s.take(t, "alice", len(want)))
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it took %s, want the 20 ms until the first trial", took)
+	}
+	b.finished("h")
+}
+
 func TestARateIsKeptAndNothingExpiresMeanwhile(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)

@@ -533,6 +533,9 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 	s.late = time.Time{}
 	for s.mayDeliver() {
 		it, ok := s.queue.Peek(now)
+		if !ok && s.hastenTrial(now) {
+			continue
+		}
 		if !ok {
 			return
 		}
@@ -566,6 +569,21 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 	}
 }
 
+// hastenTrial has a trial made with what failed already, when there is nothing else: all that comes may belong behind it, and its own time be hours away. It
+// returns false while no trial is due, or none can be made so. A disconnection that is held waits for something else.
+func (s *session) hastenTrial(now time.Time) bool {
+	it, ok := s.queue.Soonest()
+	if !ok || !s.c.breaker.Open() || s.trial != 0 || s.c.attempts[it.Seq] == nil {
+		return false
+	}
+	if at := s.c.breaker.TrialAt(); now.Before(at) {
+		s.late = at
+		return false
+	}
+	s.queue.HastenSoonest()
+	return true
+}
+
 // due returns when a message may be tried although the hook counts as broken: when it is time for a trial and there is none, and in any case when the
 // message is so old that a failure gives it up. So what grows too old gets its attempt and its dead letter before the stream drops it.
 func (s *session) due(w work) time.Time {
@@ -593,7 +611,7 @@ func (s *session) circuit() Circuit {
 //
 // While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
 // be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
-// comes belongs behind such heads, holdLimit ends it, as it does for a hook that fails for some peers only and is never broken.
+// comes belongs behind such heads, holdLimit ends it, as it does for a hook that fails for some peers only and is never broken, and a head is the trial.
 func (s *session) pull() {
 	if s.pulling {
 		return
