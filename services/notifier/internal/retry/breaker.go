@@ -5,7 +5,7 @@ import "time"
 const (
 	// breakAfter is the number of failures in a row after which a hook counts as broken.
 	breakAfter = 5
-	// trialMax bounds the wait for a trial: a hook that works again is found out that soon, whatever the retries' own bound is.
+	// trialMax bounds the wait for a trial: a hook that works again is found out that soon, whatever the retries' own bound is, unless it asked for more.
 	trialMax = 10 * time.Minute
 )
 
@@ -17,7 +17,7 @@ const (
 //	   └────────────────────────────┘  └──┘
 //	             a success
 //
-// Trials wait as retries do, but no longer than 10 min. Attempts that were under way when it opened count as little as they can: a success closes it, a
+// Trials wait as retries do, but no longer than 10 min, or than the hook asked for. Attempts that were under way when it opened count as little as they can: a success closes it, a
 // failure changes nothing.
 type Breaker struct {
 	failures int       // in a row
@@ -43,7 +43,7 @@ func (b *Breaker) Failed(p Policy, trial bool, now time.Time, random float64, hi
 	default:
 		opened = true
 	}
-	p.Max = min(p.Max, max(trialMax, p.Initial))
+	p.Max = min(p.Max, max(trialMax, p.Initial, hint))
 	b.at = now.Add(p.wait(b.trials+1, random, hint))
 	return opened
 }
