@@ -17,8 +17,8 @@ const (
 //	   └────────────────────────────┘  └──┘
 //	             a success
 //
-// Trials wait as retries do, but no longer than 10 min, or than the hook asked for. Attempts that were under way when it opened count as little as they can: a success closes it, a
-// failure changes nothing.
+// Trials wait as retries do, but no longer than 10 min, or than the hook asked for. Attempts that were under way when it opened count as little as they
+// can: a success closes it, a failure puts off the next trial where the hook asked for that, and changes nothing else.
 type Breaker struct {
 	failures int       // in a row
 	trials   int       // that failed since it opened
@@ -38,7 +38,12 @@ func (b *Breaker) Failed(p Policy, trial bool, now time.Time, random float64, hi
 	switch {
 	case b.Open() && trial:
 		b.trials++
-	case b.Open() || b.failures < breakAfter:
+	case b.Open():
+		if at := now.Add(min(hint, p.Max)); hint > 0 && at.After(b.at) {
+			b.at = at
+		}
+		return false
+	case b.failures < breakAfter:
 		return false
 	default:
 		opened = true
