@@ -137,6 +137,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		g.Go(func() error { return run(gctx) })
 	}
 	err = g.Wait()
+	attemptLog.Flush()
 	log.Info("notifier stopped")
 	return err
 }

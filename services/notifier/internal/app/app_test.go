@@ -29,10 +29,12 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	"github.com/wgherald/wgherald/services/notifier/internal/attempts"
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
+	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
@@ -548,6 +550,31 @@ func TestShutdownIsBoundedWhileTheSinkHangs(t *testing.T) {
 	slices.Sort(want)
 	slices.Sort(have)
 	equal(t, "delivered by the next run", want, have)
+}
+
+// What is under way when the notifier is stopped gets its time, and is an attempt as any other.
+func TestTheLastAttemptsAreInTheLogOfAttempts(t *testing.T) {
+	t.Parallel()
+	sink := newSink(t)
+	release := make(chan struct{})
+	sink.answers(func(http.ResponseWriter, *http.Request) { <-release })
+	cfg := configure(t, sink.hook(t, "default"))
+	n := run(t, cfg).ready()
+	url, identities := n.embedded()
+	id := newProbe(t, url, broker.IdentityFile(identities, broker.Probe)).tell("alice")
+	sink.got(t, 1)
+	time.AfterFunc(time.Second, func() { close(release) })
+	n.wait()
+
+	url, identities = run(t, cfg).ready().embedded()
+	stream, err := login(t, url, identities, broker.Operator).Stream(t.Context(), broker.StreamAttempt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, _, err := attempts.Last(t.Context(), stream, "", 10)
+	if err != nil || len(records) != 1 || records[0].EventID != id || records[0].Class != deliver.OK {
+		t.Errorf("the log is %v %v, want the attempt for %s", records, err, id)
+	}
 }
 
 func TestStoppedWhileItStarts(t *testing.T) {

@@ -27,12 +27,13 @@ import (
 )
 
 const (
-	waiting    = 1024                  // records that wait for being sent
-	gathering  = 50 * time.Millisecond // how long records are gathered, so that many attempts are few messages
-	together   = 512                   // records in one message at most: each has some hundred bytes, and the broker takes 1 MiB
-	unanswered = 256                   // messages sent that the broker has not stored yet
-	patience   = 5 * time.Second       // for its answer
-	reportEach = time.Minute           // how often it is said that records were dropped
+	waiting    = 1024                   // records that wait for being sent
+	gathering  = 50 * time.Millisecond  // how long records are gathered, so that many attempts are few messages
+	together   = 512                    // records in one message at most: each has some hundred bytes, and the broker takes 1 MiB
+	unanswered = 256                    // messages sent that the broker has not stored yet
+	patience   = 5 * time.Second        // for its answer
+	reportEach = time.Minute            // how often it is said that records were dropped
+	lastWait   = 300 * time.Millisecond // for all that Flush does
 )
 
 // Record is one attempt.
@@ -113,7 +114,7 @@ func (l *Log) Withheld(string, int) {}
 // Lost implements consume.Observer.
 func (l *Log) Lost(string, uint64) {}
 
-// Run writes until ctx ends, and says at most once a minute that records were dropped. What waits then is still sent.
+// Run writes until ctx ends, and says at most once a minute that records were dropped. What waits then, and what comes after it, is for Flush.
 func (l *Log) Run(ctx context.Context) error {
 	report := time.NewTicker(reportEach)
 	defer report.Stop()
@@ -128,15 +129,22 @@ func (l *Log) Run(ctx context.Context) error {
 				told = n
 			}
 		case <-ctx.Done():
-			for {
-				select {
-				case r := <-l.records:
-					l.publish(l.gather(ctx, r))
-				default:
-					return nil
-				}
-			}
+			return nil
 		}
+	}
+}
+
+// Flush sends what waits and gives the broker a moment to store it. It is for the end, when nobody attempts any more and Run has returned: attempts that were
+// under way when all was stopped are made to their end.
+func (l *Log) Flush() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastWait)
+	defer cancel()
+	for len(l.records) > 0 && ctx.Err() == nil {
+		l.publish(l.gather(ctx, <-l.records))
+	}
+	select {
+	case <-l.js.PublishAsyncComplete():
+	case <-ctx.Done():
 	}
 }
 

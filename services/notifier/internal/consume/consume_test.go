@@ -894,6 +894,30 @@ func TestAStopLetsAttemptsUnderWayFinish(t *testing.T) {
 	}
 }
 
+// What the stop cuts off is no attempt and no fault of the hook: not even an event that a failure would give up is dead by it.
+func TestAnAttemptThatAStopCutsOffIsNone(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	release := make(chan struct{})
+	s := newSink(t, func(http.ResponseWriter, string, int) int {
+		<-release
+		return http.StatusOK
+	})
+	t.Cleanup(func() { close(release) })
+	last := quick
+	last.GiveUp = time.Nanosecond
+	n := run(t, b, s, withRetry(last))
+	b.publish("alice")
+	eventually(t, "the request is under way", func() bool { return len(s.requests()) == 1 })
+	n.stop()
+	if a := read(n.observer, func(o *observer) int { return len(o.attempts) }); a != 0 {
+		t.Errorf("%d attempts observed", a)
+	}
+	if l := len(b.letters()); l != 0 {
+		t.Errorf("%d dead letters", l)
+	}
+}
+
 // A message that makes the notifier the owner may arrive when it has already been asked to stop.
 func TestANotifierThatBecomesOwnerWhileItStopsLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()

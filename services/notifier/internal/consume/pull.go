@@ -39,8 +39,9 @@ func (w work) seq() uint64 { return w.meta.Sequence.Stream }
 
 // pulled tells that a pull request has ended.
 type pulled struct {
-	credit bool  // it was one for messages, not one for the pin
-	err    error // ErrPinIDMismatch, errGone, or nil: any other failure has been waited out
+	credit bool      // it was one for messages, not one for the pin
+	err    error     // ErrPinIDMismatch, errGone, or nil: any other failure has been waited out
+	heard  time.Time // when the server said something last
 }
 
 // request is a pull request as the server reads it (ADR-13; ADR-42 for group and pin).
@@ -83,6 +84,7 @@ type puller struct {
 	asked   pulled // what its end will tell
 	left    int    // messages that it may still bring
 	silence *time.Timer
+	heard   time.Time // when the server said something last
 
 	pin     string    // who owns the consumer, as the last message said; empty when it is not we
 	reading []reading // messages whose signatures are being checked, side by side, and which are handed on in their order
@@ -194,7 +196,7 @@ func (p *puller) end(ctx context.Context, err error) {
 	}
 	p.asking = false
 	p.silence.Reset(p.wait())
-	p.asked.err = err
+	p.asked.err, p.asked.heard = err, p.heard
 	select {
 	case p.ended <- p.asked:
 	case <-ctx.Done():
@@ -210,6 +212,7 @@ func (p *puller) failed(ctx context.Context, err error) {
 
 // take reads what came to the inbox.
 func (p *puller) take(ctx context.Context, msg *nats.Msg) {
+	p.heard = time.Now()
 	if msg.Reply == "" { // nothing to acknowledge: the state of a request
 		if p.asking && msg.Subject == p.inbox+strconv.Itoa(p.request) {
 			p.state(ctx, msg.Header.Get("Status"), msg.Header.Get("Description"))

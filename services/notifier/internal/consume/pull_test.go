@@ -2,7 +2,6 @@ package consume
 
 import (
 	"bytes"
-	"io"
 	"net"
 	"net/http"
 	"runtime/pprof"
@@ -15,10 +14,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// frozen is a way to the broker on which nothing comes back while it is locked, as over a slow network or with a busy machine.
+// frozen is a way to the broker on which nothing comes back while it is locked, as over a slow network or with a busy machine, and nothing gets there while there is.
 type frozen struct {
 	sync.Mutex
-	js jetstream.JetStream
+	there sync.Mutex
+	js    jetstream.JetStream
 }
 
 func (b *broker) frozen() *frozen {
@@ -41,23 +41,21 @@ func (b *broker) frozen() *frozen {
 				client.Close()
 				continue
 			}
-			go func() {
-				defer server.Close()
-				_, _ = io.Copy(server, client)
-			}()
-			go func() {
-				defer client.Close()
+			pass := func(to, from net.Conn, lock sync.Locker) {
+				defer to.Close()
 				buf := make([]byte, 32<<10)
 				for {
-					n, err := server.Read(buf)
-					f.Lock()
-					_, werr := client.Write(buf[:n])
-					f.Unlock()
+					n, err := from.Read(buf)
+					lock.Lock()
+					_, werr := to.Write(buf[:n])
+					lock.Unlock()
 					if err != nil || werr != nil {
 						return
 					}
 				}
-			}()
+			}
+			go pass(server, client, &f.there)
+			go pass(client, server, f)
 		}
 	}()
 	nc, err := nats.Connect("nats://"+l.Addr().String(), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))
@@ -133,6 +131,42 @@ func TestAMessageOnItsWayToANotifierThatStopsIsHandedBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who is cut off from the broker learns from nobody that it is not the owner any more. What it holds, the next owner has delivered, and what came after it.
+func TestAnOwnerThatTheBrokerDoesNotReachSendsNothingAfterTheNextOne(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t)
+	s := newSink(t, func(_ http.ResponseWriter, _ string, nth int) int {
+		if nth == 1 {
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusOK
+	})
+	const wait = 6 * time.Second
+	late := quick
+	late.Initial, late.Jitter = wait, 0
+	f, tm := b.frozen(), withTiming(time.Second, time.Second)
+	run(t, b, s, through(f), tm, withRetry(late))
+	want := b.publish("alice")
+	eventually(t, "the first attempt", func() bool { return len(s.requests()) == 1 })
+	again := time.After(wait + time.Second)
+	f.Lock()
+	f.there.Lock()
+	thaw := sync.OnceFunc(func() { f.Unlock(); f.there.Unlock() })
+	defer thaw()
+	run(t, b, s, tm)
+	want = append(want, b.publish("alice")...)
+	same(t, "delivered by the next owner", want, s.take(t, "", len(want)))
+	before := len(s.requests())
+	<-again
+	if r := s.requests(); len(r) > before {
+		t.Errorf("sent after that: %v", r[before:])
+	}
+	thaw()
+	want = append(want, b.publish("alice")...)
+	same(t, "delivered", want, s.take(t, "", len(want)))
+	b.finished("h")
 }
 
 // A change of its configuration ends a hook and begins another one. It runs alone, or others' goroutines would be there, too.

@@ -75,12 +75,13 @@ type session struct {
 	expireAt time.Time           // when to look next for acknowledgements that were not confirmed; zero for none
 	hookGone bool                // the hook answered 410, and the event of that answer is being buried
 
-	pin      string // who owns the consumer, as the last message said; empty when it is not we
-	numbered uint64 // consumer sequence of the last message
-	start    uint64 // first stream sequence that was not acknowledged when the session began
-	next     uint64 // first stream sequence that was not received yet
-	pending  uint64 // messages at the server, as the last message said
-	pulling  bool   // a request for messages is under way
+	pin      string    // who owns the consumer, as the last message said; empty when it is not we
+	heard    time.Time // when the server said something last, as far as it is known
+	numbered uint64    // consumer sequence of the last message
+	start    uint64    // first stream sequence that was not delivered when the session began, or when the hook was lost last
+	next     uint64    // first stream sequence that was not received yet
+	pending  uint64    // messages at the server, as the last message said
+	pulling  bool      // a request for messages is under way
 
 	trial uint64    // stream sequence in work while the hook counts as broken, 0 for none
 	late  time.Time // when what dispatch left may go
@@ -173,17 +174,9 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		s.surrender()
 	}
 	s.stop(late, released, grace.C, cancelLate, cancelPull, pulls)
-	resume = s.next
+	resume = s.undelivered()
 	if released == "" || s.recovering {
 		resume = min(resume, s.start)
-	}
-	for it := range s.queue.All() {
-		resume = min(resume, it.Seq)
-	}
-	for seq, cl := range s.closing {
-		if cl.work.letter != nil { // perhaps not stored; what is only not acknowledged was delivered
-			resume = min(resume, seq)
-		}
 	}
 	s.surrender()
 	if answers {
@@ -217,13 +210,13 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 			s.arrive(late, w)
 		case end := <-s.ended:
 			s.pulling = s.pulling && !end.credit
+			s.hear(end.heard)
 			switch {
 			case errors.Is(end.err, errGone):
 				return true
 			case errors.Is(end.err, jetstream.ErrPinIDMismatch):
 				s.c.Log.Info("hook is handed back", "held", s.held())
-				s.c.breaker = retry.Breaker{} // the next owner finds out for itself
-				s.surrender()
+				s.lose()
 			}
 		case o := <-s.outcomes:
 			s.conclude(late, o)
@@ -284,6 +277,20 @@ func (s *session) stop(late context.Context, released string, grace <-chan time.
 	}
 }
 
+// undelivered returns the first stream sequence that was not delivered, as far as it came here.
+func (s *session) undelivered() uint64 {
+	first := s.next
+	for it := range s.queue.All() {
+		first = min(first, it.Seq)
+	}
+	for seq, cl := range s.closing {
+		if cl.work.letter != nil { // perhaps not stored; what is only not acknowledged was delivered
+			first = min(first, seq)
+		}
+	}
+	return first
+}
+
 func (s *session) held() int { return s.queue.Len() + len(s.closing) }
 
 func (s *session) busy() bool {
@@ -297,6 +304,7 @@ func (s *session) busy() bool {
 
 // arrive takes a message in.
 func (s *session) arrive(ctx context.Context, w work) {
+	s.hear(time.Now())
 	if pin := w.msg.Header.Get(headerPin); pin != s.pin {
 		s.pin = pin
 		s.recover()
@@ -429,8 +437,24 @@ func (s *session) ask(ctx context.Context) {
 	}()
 }
 
+// hear takes in when the server said something. An owner hears it several times within PinnedTTL; one that did not may have been followed by another, who
+// has delivered what is held here and more, and the server would not even say so once that one is gone, too.
+func (s *session) hear(at time.Time) {
+	s.lapse(at)
+	s.heard = later(s.heard, at)
+}
+
+// lapse ends an ownership of which the server has said nothing for too long.
+func (s *session) lapse(now time.Time) {
+	if s.pin != "" && !now.Before(s.heard.Add(s.c.pinnedTTL)) {
+		s.c.Log.Warn("the broker is silent, another notifier may have the hook by now: it is handed back", "held", s.held())
+		s.lose()
+	}
+}
+
 // tick does what is due.
 func (s *session) tick(ctx context.Context, now time.Time) {
+	s.lapse(now)
 	if s.recovering && !now.Before(s.recoverBy) {
 		s.c.Log.Warn("messages that others have had do not come back, deliveries go on without them")
 		s.recovered()
@@ -474,6 +498,9 @@ func (s *session) idle(now time.Time) time.Duration {
 			wake = t
 		}
 	}
+	if s.pin != "" {
+		earlier(s.heard.Add(s.c.pinnedTTL))
+	}
 	if s.recovering {
 		earlier(s.recoverBy)
 	}
@@ -506,6 +533,9 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 	s.late = time.Time{}
 	for s.mayDeliver() {
 		it, ok := s.queue.Peek(now)
+		if !ok && s.hastenTrial(now) {
+			continue
+		}
 		if !ok {
 			return
 		}
@@ -539,6 +569,21 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 	}
 }
 
+// hastenTrial has a trial made with what failed already, when there is nothing else: all that comes may belong behind it, and its own time be hours away. It
+// returns false while no trial is due, or none can be made so. A disconnection that is held waits for something else.
+func (s *session) hastenTrial(now time.Time) bool {
+	it, ok := s.queue.Soonest()
+	if !ok || !s.c.breaker.Open() || s.trial != 0 || s.c.attempts[it.Seq] == nil {
+		return false
+	}
+	if at := s.c.breaker.TrialAt(); now.Before(at) {
+		s.late = at
+		return false
+	}
+	s.queue.HastenSoonest()
+	return true
+}
+
 // due returns when a message may be tried although the hook counts as broken: when it is time for a trial and there is none, and in any case when the
 // message is so old that a failure gives it up. So what grows too old gets its attempt and its dead letter before the stream drops it.
 func (s *session) due(w work) time.Time {
@@ -566,7 +611,7 @@ func (s *session) circuit() Circuit {
 //
 // While the hook counts as broken, the backlog waits in the stream: a message is pulled when none is at hand that may be tried, so that a trial need not
 // be one of those that failed already. A retried head and its followers stay un-acked all the time, as many as were pulled until then. Where all that
-// comes belongs behind such heads, holdLimit ends it, as it does for a hook that fails for some peers only and is never broken.
+// comes belongs behind such heads, holdLimit ends it, as it does for a hook that fails for some peers only and is never broken, and a head is the trial.
 func (s *session) pull() {
 	if s.pulling {
 		return
@@ -780,6 +825,15 @@ func (s *session) keep() {
 	for _, cl := range s.closing {
 		s.tell(cl.work.msg, "+WPI")
 	}
+}
+
+// lose ends an ownership that is over. The next owner finds out for itself whether the hook is broken.
+func (s *session) lose() {
+	s.c.breaker = retry.Breaker{}
+	if s.pin != "" && !s.recovering {
+		s.start = s.undelivered()
+	}
+	s.surrender()
 }
 
 // surrender gives up the ownership and hands back what waits, so that the next owner need not wait for AckWait. How the attempts went is kept, for

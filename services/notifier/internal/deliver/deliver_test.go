@@ -222,6 +222,37 @@ func TestAnAnswerIsBounded(t *testing.T) {
 	}
 }
 
+// The status is the answer, whatever becomes of the body: an event that was taken is not sent again because its receiver is slow to say why.
+func TestABodyThatBreaksOffChangesNothing(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(r *http.Request, conn func() net.Conn){
+		"closed":     func(_ *http.Request, conn func() net.Conn) { conn().Close() },
+		"never ends": func(r *http.Request, _ func() net.Conn) { <-r.Context().Done() },
+	} {
+		for status, class := range map[int]Class{200: OK, 429: Throttled, 404: Rejected} {
+			url := hook(t, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				w.Header().Set("Content-Length", "1000")
+				w.Header().Set("Retry-After", "60")
+				w.WriteHeader(status)
+				_, _ = io.WriteString(w, "because")
+				_ = http.NewResponseController(w).Flush()
+				end(r, func() net.Conn {
+					conn, _, err := w.(http.Hijacker).Hijack()
+					if err != nil {
+						t.Error(err)
+					}
+					return conn
+				})
+			})
+			res := sender(t, Target{URL: url, Timeout: 300 * time.Millisecond}).Send(t.Context(), "e1", request)
+			if res.Class != class || res.Status != status || res.Answer != "because" || (res.RetryAfter == time.Minute) != (status == 429) {
+				t.Errorf("%s, %d: result is %+v", name, status, res)
+			}
+		}
+	}
+}
+
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	t.Parallel()
 	var conns atomic.Int32
@@ -350,6 +381,12 @@ func TestFailuresOnTheWay(t *testing.T) {
 			conn.Close()
 		}
 	}()
+	reset := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	reset.EnableHTTP2 = true
+	reset.StartTLS()
+	t.Cleanup(reset.Close)
+	resetStream := sender(t, Target{URL: reset.URL})
+	trust(resetStream, reset)
 	untrusted, old := tlsHook(t, nil), tlsHook(t, &tls.Config{MaxVersion: tls.VersionTLS11})
 	wrongName := sender(t, Target{URL: "https://localhost:" + portOf(untrusted.URL)})
 	trust(wrongName, untrusted)
@@ -365,6 +402,7 @@ func TestFailuresOnTheWay(t *testing.T) {
 		{"nothing listens", sender(t, Target{URL: closed.URL}), Refused, "refused"},
 		{"name does not exist", sender(t, Target{URL: "http://hook.invalid/"}), DNS, "name"},
 		{"connection closed without an answer", sender(t, Target{URL: hangUp}), Network, "closed before an answer"},
+		{"an HTTP/2 stream that is reset", resetStream, Network, "stream error"},
 		{"no answer in time", sender(t, Target{URL: slow, Timeout: 50 * time.Millisecond}), Timeout, "no answer in time"},
 		{"an answer that is not HTTP", sender(t, Target{URL: "http://" + garbage.Addr().String()}), Network, "the request failed"},
 		{"unknown authority", sender(t, Target{URL: untrusted.URL}), TLS, "unknown authority"},

@@ -110,6 +110,17 @@ func (q *Queue[T]) Hasten() {
 	}
 }
 
+// Soonest returns the item whose time comes next, of those that wait for it at the head of their key.
+func (q *Queue[T]) Soonest() (Item[T], bool) {
+	if len(q.later.lanes) == 0 {
+		return Item[T]{}, false
+	}
+	return *q.later.lanes[0].head(), true
+}
+
+// HastenSoonest lets the item that Soonest returns go at once. It panics when there is none.
+func (q *Queue[T]) HastenSoonest() { q.hasten(q.later.lanes[0]) }
+
 func (q *Queue[T]) hasten(l *lane[T]) {
 	l.head().at = time.Time{}
 	q.place(l)

@@ -62,6 +62,22 @@ func TestHastenedItemsGoAtOnceAndInOrder(t *testing.T) {
 	want(t, q, at(0), "none") // what follows has a time of its own
 }
 
+func TestTheSoonestItemIsHastenedAlone(t *testing.T) {
+	t.Parallel()
+	q := order.New[string]()
+	if it, ok := q.Soonest(); ok {
+		t.Errorf("an empty queue has %v", it)
+	}
+	q.Push("alice", 1, "a", at(60))
+	q.Push("bob", 2, "b", at(30))
+	q.Push("bob", 3, "c", at(10)) // behind the other
+	if it, ok := q.Soonest(); !ok || it.Seq != 2 {
+		t.Errorf("the soonest is %v %t, want bob's first", it, ok)
+	}
+	q.HastenSoonest()
+	want(t, q, at(0), "bob 2 b", "none")
+}
+
 func TestADroppedItemLetsTheNextGo(t *testing.T) {
 	t.Parallel()
 	q := order.New[string]()

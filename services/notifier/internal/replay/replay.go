@@ -7,20 +7,22 @@
 package replay
 
 import (
+	"cmp"
+
 	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
 	"github.com/wgherald/wgherald/services/notifier/internal/route"
 )
 
-// concurrency is the number of replays of one hook that are sent at a time, beside its events.
+// concurrency is the number of replays of one hook that are sent at a time, beside its events, or fewer where it allows fewer events.
 const concurrency = 4
 
 // New returns the task for the replays of the hook that c is for. With the Config of that hook's Consumer, both share its rate.
 func New(c consume.Config) (*consume.Consumer, error) {
 	c.Source = consume.Source{Stream: broker.StreamRetry, Subject: deadletter.RetrySubject(c.Hook.Name)}
 	c.Hook.Filter = route.Filter{}
-	c.Hook.Target.Concurrency = concurrency
+	c.Hook.Target.Concurrency = min(concurrency, cmp.Or(c.Hook.Target.Concurrency, concurrency))
 	c.Hook.Policy.Hold = 0 // who has a disconnect sent again wants it sent
 	c.Observer = loadless{c.Observer}
 	c.Log = c.Log.With("stream", broker.StreamRetry)

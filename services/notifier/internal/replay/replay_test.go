@@ -293,6 +293,21 @@ func TestAReplayIsRetriedAndBuriedLikeAnyOther(t *testing.T) {
 	}
 }
 
+func TestNoMoreReplaysAtATimeThanTheHookAllows(t *testing.T) {
+	t.Parallel()
+	for allowed, want := range map[int]int{0: 4, 1: 1, 3: 3, 16: 4} {
+		b := newBench(t)
+		b.config.Hook.Target.Concurrency = allowed
+		c, err := New(b.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have := c.Hook.Target.Concurrency; have != want {
+			t.Errorf("%d replays at a time where the hook allows %d, want %d", have, allowed, want)
+		}
+	}
+}
+
 // Replays of all hooks are in one stream: those of others leave holes in a hook's numbering.
 func TestReplaysOfOtherHooksAreNotLost(t *testing.T) {
 	t.Parallel()

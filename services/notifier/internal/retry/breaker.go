@@ -5,7 +5,7 @@ import "time"
 const (
 	// breakAfter is the number of failures in a row after which a hook counts as broken.
 	breakAfter = 5
-	// trialMax bounds the wait for a trial: a hook that works again is found out that soon, whatever the retries' own bound is.
+	// trialMax bounds the wait for a trial: a hook that works again is found out that soon, whatever the retries' own bound is, unless it asked for more.
 	trialMax = 10 * time.Minute
 )
 
@@ -17,8 +17,8 @@ const (
 //	   └────────────────────────────┘  └──┘
 //	             a success
 //
-// Trials wait as retries do, but no longer than 10 min. Attempts that were under way when it opened count as little as they can: a success closes it, a
-// failure changes nothing.
+// Trials wait as retries do, but no longer than 10 min, or than the hook asked for. Attempts that were under way when it opened count as little as they
+// can: a success closes it, a failure puts off the next trial where the hook asked for that, and changes nothing else.
 type Breaker struct {
 	failures int       // in a row
 	trials   int       // that failed since it opened
@@ -38,12 +38,17 @@ func (b *Breaker) Failed(p Policy, trial bool, now time.Time, random float64, hi
 	switch {
 	case b.Open() && trial:
 		b.trials++
-	case b.Open() || b.failures < breakAfter:
+	case b.Open():
+		if at := now.Add(min(hint, p.Max)); hint > 0 && at.After(b.at) {
+			b.at = at
+		}
+		return false
+	case b.failures < breakAfter:
 		return false
 	default:
 		opened = true
 	}
-	p.Max = min(p.Max, max(trialMax, p.Initial))
+	p.Max = min(p.Max, max(trialMax, p.Initial, hint))
 	b.at = now.Add(p.wait(b.trials+1, random, hint))
 	return opened
 }

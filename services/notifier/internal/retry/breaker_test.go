@@ -18,7 +18,7 @@ func TestBreaker(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		policy retry.Policy
-		// f is a failure, t a trial's failure, h one that asks for 60 s, a a final answer, s a success.
+		// f is a failure, t a trial's failure, h one that asks for 60 s, d one that asks for a day, o a failure that asks for 60 s, a a final answer, s a success.
 		steps string
 		// what it is after each step: - closed, or the seconds until the trial
 		want string
@@ -31,6 +31,9 @@ func TestBreaker(t *testing.T) {
 		{"the retries' bound is lower", short, "ffffftt", "- - - - 5 15 20"},
 		{"the retries begin later", slow, "fffffttt", "- - - - 3600 3600 3600 3600"},
 		{"a trial asks for more", retry.Default(), "fffffh", "- - - - 5 60"},
+		{"a trial asks for more than 10 min", retry.Default(), "fffffdt", "- - - - 5 21600 45"},
+		{"an attempt under way asks for more", retry.Default(), "fffffoft", "- - - - 5 60 60 15"},
+		{"an attempt under way asks for less", retry.Default(), "fffffttto", "- - - - 5 15 45 135 135"},
 		{"a success closes", retry.Default(), "fffffts", "- - - - 5 15 -"},
 		{"a final answer does not", retry.Default(), "fffffa", "- - - - 5 5"},
 		{"after a success it begins anew", retry.Default(), "ffffftsfffff", "- - - - 5 15 - - - - - 5"},
@@ -49,6 +52,10 @@ func TestBreaker(t *testing.T) {
 					changed = b.Failed(tt.policy, true, stored, 0.5, 0)
 				case 'h':
 					changed = b.Failed(tt.policy, true, stored, 0, time.Minute)
+				case 'd':
+					changed = b.Failed(tt.policy, true, stored, 0, 24*time.Hour)
+				case 'o':
+					changed = b.Failed(tt.policy, false, stored, 0, time.Minute)
 				case 'a':
 					b.Answered()
 				case 's':

@@ -8,6 +8,7 @@ package retry
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -102,11 +103,14 @@ func (noClock) Now() time.Time { return time.Time{} }
 var dateForms = []string{"Mon, 02 Jan 2006 15:04:05 GMT", "Monday, 02-Jan-06 15:04:05 GMT", time.ANSIC}
 
 // ParseAfter reads a Retry-After field (RFC 9110, section 10.2.3), whole seconds or an HTTP-date, as the wait from now. It returns 0 for a field
-// that is missing, malformed or in the past: then the schedule alone counts.
+// that is missing, malformed or in the past: then the schedule alone counts. What no Duration holds is the longest one.
 func ParseAfter(field string, now time.Time) time.Duration {
 	field = strings.TrimSpace(field)
-	if seconds, err := strconv.ParseUint(field, 10, 32); err == nil {
+	switch seconds, err := strconv.ParseUint(field, 10, 32); {
+	case err == nil:
 		return time.Duration(seconds) * time.Second
+	case errors.Is(err, strconv.ErrRange):
+		return math.MaxInt64
 	}
 	for _, form := range dateForms {
 		if at, err := time.Parse(form, field); err == nil {
