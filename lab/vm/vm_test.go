@@ -191,8 +191,9 @@ func checkData(t *testing.T, e *events.Event) {
 	}
 	switch d := e.Data.(type) {
 	case *events.Connected:
-		if d.Session.RxBytes == 0 || d.Session.TxBytes == 0 || d.Session.Resumed {
-			t.Errorf("connected with session %+v, want bytes in both directions and a session that is new", d.Session)
+		// What was sent may be the answer to the handshake alone, which a look may have found earlier: see events.Session.
+		if d.Session.RxBytes == 0 || d.Session.Resumed {
+			t.Errorf("connected with session %+v, want received bytes and a session that is new", d.Session)
 		}
 		after := d.DetectedAt.Sub(d.Session.StartedAt)
 		t.Logf("connection detected %v after the handshake", after)
