@@ -425,6 +425,7 @@ func TestPrune(t *testing.T) {
 	d := start(t)
 	expect(t, 0, "every consumer belongs to a configured hook", "prune")
 	r.hooks(t, file, "chat", "pager")
+	eventually(t, "both consumers are in use", func() bool { return strings.Count(expect(t, 0, "STREAM", "prune"), " yes\n") == 2 })
 	table := expect(t, 0, "STREAM", "prune", "-yes")
 	contains(t, "prune of what is in use", table, "WG_EVENTS", "WG_RETRY", "gone", "yes", "0 consumers deleted")
 	d.stop()
