@@ -6,9 +6,11 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"syscall"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
@@ -27,6 +29,17 @@ type Misconfigured struct{ error }
 // Unwrap returns what is wrong.
 func (m Misconfigured) Unwrap() error { return m.error }
 
+// lasting makes err Misconfigured, unless the next start may find it healed: another process, which may be about to end, has the port, or the machine is short
+// of something.
+func lasting(err error) error {
+	for _, passing := range []error{syscall.EADDRINUSE, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, passing) {
+			return err
+		}
+	}
+	return Misconfigured{err}
+}
+
 // Run delivers until ctx ends, and then returns nil. A broker that is away is waited for, unless it is the embedded one and cannot start. An error at the
 // start leaves nothing running. What comes from reload has the hooks read again, as a change of their files has.
 func Run(ctx context.Context, cfg config.Config, version string, reload <-chan struct{}, log *slog.Logger) error {
@@ -39,6 +52,9 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil // stopped while it started
+			}
+			if _, ok := errors.AsType[broker.Unusable](err); ok {
+				return lasting(err)
 			}
 			return err
 		}
@@ -96,7 +112,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 	if cfg.Metrics != "" {
 		l, err := telemetry.Listen(cfg.Metrics)
 		if err != nil {
-			return err
+			return lasting(err)
 		}
 		tasks = append(tasks, func(ctx context.Context) error { return metrics.Serve(ctx, l) })
 	}
