@@ -12,6 +12,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -40,7 +41,7 @@ func lasting(err error) error {
 	return Misconfigured{err}
 }
 
-// Run delivers until ctx ends, and then returns nil. A broker that is away is waited for, unless it is the embedded one and cannot start. An error at the
+// Run delivers until ctx ends, and then returns nil. A broker that is away, or too old, is waited for, unless it is the embedded one and cannot start. An error at the
 // start leaves nothing running. What comes from reload has the hooks read again, as a change of their files has.
 func Run(ctx context.Context, cfg config.Config, version string, reload <-chan struct{}, log *slog.Logger) error {
 	connect := broker.ConnectOptions{
@@ -116,7 +117,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		}
 		tasks = append(tasks, func(ctx context.Context) error { return metrics.Serve(ctx, l) })
 	}
-	condition := &health{connected: nc.IsConnected}
+	condition := &health{connected: nc.IsConnected, version: nc.ConnectedServerVersion}
 	if l, err := listenHealth(cfg.State); err != nil {
 		log.Info("notifier health cannot be asked: it needs a socket in the state directory (NOTIFIER_STATE)", "error", err)
 	} else {
@@ -135,13 +136,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		served.begin(ctx, g, initial)
 		return served.watch(ctx, g, reload)
 	}, func(ctx context.Context) error {
-		if connected(ctx, nc) != nil {
-			return nil
-		}
-		if err := broker.CheckVersion(nc.ConnectedServerVersion()); err != nil {
-			return err
-		}
-		if ready(ctx, initial) {
+		if usable(ctx, nc, log) && ready(ctx, initial) {
 			condition.ready.Store(true)
 			log.Info("notifier is ready", "version", version, "hooks", len(initial), "broker", nc.ConnectedAddr())
 			configured := HookNames(cfg)
@@ -156,6 +151,30 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 	attemptLog.Flush()
 	log.Info("notifier stopped")
 	return err
+}
+
+// usable waits until the broker is connected and new enough, and says once why not. It returns false when ctx ends first.
+func usable(ctx context.Context, nc *nats.Conn, log *slog.Logger) bool {
+	status := nc.StatusChanged(nats.CONNECTED)
+	defer nc.RemoveStatusListener(status)
+	told := ""
+	for {
+		if v := nc.ConnectedServerVersion(); v != "" {
+			err := broker.CheckVersion(v)
+			if err == nil {
+				return true
+			}
+			if v != told {
+				told = v
+				log.Warn("the broker is too old, nothing is delivered until it is upgraded", "error", err)
+			}
+		}
+		select {
+		case <-status:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // HookNames returns the names of the configured hooks.

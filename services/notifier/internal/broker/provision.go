@@ -333,13 +333,16 @@ func explain(err error) error {
 // errStorageExceeded is the server's "insufficient storage resources available" (JSStorageResourcesExceededErr).
 const errStorageExceeded jetstream.ErrorCode = 10047
 
+// ErrTooOld is what CheckVersion finds.
+var ErrTooOld = errors.New("2.11 or newer is needed: upgrade it")
+
 // CheckVersion refuses a broker older than 2.11: it lacks per-message TTLs, priority groups and more that is relied on.
 func CheckVersion(version string) error {
 	if version == "" {
 		return errors.New("not connected to a broker")
 	}
 	if olderThan(version, 2, 11) {
-		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed: upgrade it", version)
+		return fmt.Errorf("the broker is nats-server %s: %w", version, ErrTooOld)
 	}
 	return nil
 }
