@@ -106,6 +106,7 @@ const (
 	recoverPoll   = 250 * time.Millisecond
 	recoverBatch  = 100             // messages, in one request
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
+	mirrorLag     = time.Second     // after which what was stored is in the mirror, too; it takes milliseconds
 )
 
 // errNotConnected stands for what the library says then: it speaks of a buffer, and it has none.

@@ -341,8 +341,8 @@ func (s *session) arrive(ctx context.Context, w work) {
 		at = h.at
 	} else if flap && w.event.Type == events.PeerDisconnected {
 		w.until = w.meta.Timestamp.Add(s.c.Hook.Policy.Hold)
-		at = w.until
-		if latest := time.Now().Add(s.c.Hook.Policy.Hold); at.After(latest) { // by two clocks
+		at = w.until.Add(mirrorLag)
+		if latest := time.Now().Add(s.c.Hook.Policy.Hold + mirrorLag); at.After(latest) { // by two clocks
 			at = latest
 		}
 	}
@@ -388,8 +388,8 @@ func (s *session) compare(a answer) {
 	}
 	s.auditAt = now.Add(s.c.audit)
 	s.noticeDropped(a)
-	if a.info.NumPending == 0 && a.info.Delivered.Stream < s.next && a.info.TimeStamp.After(s.seen) {
-		s.seen = a.info.TimeStamp
+	if here := a.info.TimeStamp.Add(-mirrorLag); a.info.NumPending == 0 && a.info.Delivered.Stream < s.next && here.After(s.seen) {
+		s.seen = here
 	}
 	if !s.recovering {
 		return
