@@ -345,6 +345,7 @@ func (s *session) arrive(ctx context.Context, w work) {
 		if latest := time.Now().Add(s.c.Hook.Policy.Hold + mirrorLag); at.After(latest) { // by two clocks
 			at = latest
 		}
+		w.wake = at
 	}
 	w.key = w.event.PartitionKey
 	if s.unordered() {
@@ -542,6 +543,10 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 		w := it.Value
 		if s.undecided(w) {
 			s.queue.Next(now)
+			if now.Before(w.wake) {
+				s.queue.Retry(it.Key, w.wake)
+				continue
+			}
 			s.queue.Retry(it.Key, now.Add(recoverPoll))
 			if !s.asking && !now.Before(s.askAt) {
 				s.ask(ctx)

@@ -56,3 +56,25 @@ func TestNothingPendingIsBelievedOfAMomentAgo(t *testing.T) {
 		t.Errorf("everything until %s is taken for arrived, want %s", s.seen, want)
 	}
 }
+
+// Whoever lets everything go that waits for its time, as when a broken hook works again, does not have held disconnections asked for again and again.
+func TestAHeldDisconnectionThatIsHastenedWaitsOn(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	s := &session{c: &Consumer{Config: Config{Log: slog.New(slog.DiscardHandler)}}, queue: order.New[work](), pin: "pin", concurrency: 1}
+	decided := now.Add(20 * time.Second)
+	s.queue.Push("alice", 7, work{until: decided, wake: decided}, decided)
+	for range 2 {
+		s.queue.Hasten()
+		s.dispatch(t.Context(), now)
+		if at, ok := s.queue.NextWake(); !ok || !at.Equal(decided) || s.asking {
+			t.Fatalf("it is looked at again at %s, want %s; asked: %v", at, decided, s.asking)
+		}
+	}
+	// Its time is over by our clock, and the broker has not shown yet that nothing came.
+	s.asking = true
+	s.dispatch(t.Context(), decided)
+	if at, ok := s.queue.NextWake(); !ok || !at.Equal(decided.Add(recoverPoll)) {
+		t.Errorf("it is looked at again at %s, want %s", at, decided.Add(recoverPoll))
+	}
+}
