@@ -83,6 +83,7 @@ type session struct {
 	pending  uint64    // messages at the server, as the last message said
 	pulling  bool      // a request for messages is under way
 
+	stuck bool      // nothing moves but by retries, and it was said
 	trial uint64    // stream sequence in work while the hook counts as broken, 0 for none
 	late  time.Time // when what dispatch left may go
 	// seen is a time of the broker: everything that it stored until then has arrived.
@@ -621,6 +622,7 @@ func (s *session) pull() {
 	if s.pulling {
 		return
 	}
+	s.noticeStuck()
 	full, limit := prefetch*s.concurrency, holdLimit
 	n := full - s.queue.Ready()
 	switch {

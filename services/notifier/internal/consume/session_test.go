@@ -2,6 +2,7 @@ package consume
 
 import (
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,5 +77,61 @@ func TestAHeldDisconnectionThatIsHastenedWaitsOn(t *testing.T) {
 	s.dispatch(t.Context(), decided)
 	if at, ok := s.queue.NextWake(); !ok || !at.Equal(decided.Add(recoverPoll)) {
 		t.Errorf("it is looked at again at %s, want %s", at, decided.Add(recoverPoll))
+	}
+}
+
+func TestAHookThatIsHeldUpByOneEventSaysSoOnce(t *testing.T) {
+	t.Parallel()
+	const said = "hook holds as many events as it may"
+	now := time.Now()
+	for _, tt := range []struct {
+		name    string
+		held    int
+		failed  bool // the head was tried
+		other   bool // there is an event of another peer
+		changed func(*session)
+		want    int
+	}{
+		{"all behind one that fails", holdLimit, true, false, nil, 1},
+		{"there is room", holdLimit - 1, true, false, nil, 0},
+		{"another one may go", holdLimit, true, true, nil, 0},
+		{"behind a held disconnection", holdLimit, false, false, nil, 0},
+		{"recovering", holdLimit, true, false, func(s *session) { s.recovering = true }, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			log := &lockedBuffer{}
+			s := &session{c: &Consumer{Config: Config{Log: slog.New(slog.NewTextHandler(log, nil))}, attempts: map[uint64]*history{}}, queue: order.New[work]()}
+			for i := range tt.held {
+				s.queue.Push("alice", uint64(i+1), work{}, now.Add(time.Hour))
+			}
+			if tt.failed {
+				s.c.attempts[1] = &history{at: now.Add(time.Hour)}
+			}
+			if tt.other {
+				s.queue.Push("bob", 5000, work{}, time.Time{})
+			}
+			if tt.changed != nil {
+				tt.changed(s)
+			}
+			for range 2 {
+				s.noticeStuck()
+			}
+			if got := strings.Count(log.String(), said); got != tt.want {
+				t.Errorf("said %d times, want %d: %s", got, tt.want, log.String())
+			}
+			if tt.want == 0 {
+				return
+			}
+			all := s.queue.DropWaiting()
+			s.noticeStuck()
+			for _, it := range all {
+				s.queue.Push(it.Key, it.Seq, it.Value, now.Add(time.Hour))
+			}
+			s.noticeStuck()
+			if got := strings.Count(log.String(), said); got != 2 {
+				t.Errorf("said %d times after it was over in between, want twice", got)
+			}
+		})
 	}
 }
