@@ -100,7 +100,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		return fmt.Errorf("broker connection: %w", err)
 	}
 	metrics.Counter("attempts_unlogged_total", "Attempts that are missing in the log of attempts.", func() float64 { return float64(attemptLog.Dropped()) })
-	tasks = append(tasks, attemptLog.Run)
+	tasks = append(tasks, attemptLog.Run, func(ctx context.Context) error { return (&clocks{log: log}).watch(ctx, js) })
 	served := &hooks{
 		source: cfg.Source, files: cfg.Files, services: map[string]*service{},
 		js: js, version: version, verify: verify, metrics: metrics, observer: observers{metrics, attemptLog}, log: log,
