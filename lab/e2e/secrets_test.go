@@ -231,8 +231,8 @@ func TestUnwritableState(t *testing.T) {
 		p, err := runner.Start(runner.Spec{Name: name, NS: s.NS, Path: runner.Binary(name), Env: []string{variable + "=" + state, "NOTIFIER_ALLOW_ROOT=true"}, Log: &s.log})
 		s.must(err)
 		t.Cleanup(p.Kill)
-		if err := p.Wait(s.ctx); err == nil || !strings.Contains(err.Error(), "exit status 1") {
-			t.Errorf("%s: %v, want exit status 1", name, err)
+		if err := p.Wait(s.ctx); err == nil || !strings.Contains(err.Error(), "exit status 2") {
+			t.Errorf("%s: %v, want exit status 2: no start again heals it", name, err)
 		}
 		for _, text := range []string{state, "not a directory"} {
 			if !strings.Contains(p.Output(), text) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/config"
 )
 
@@ -193,6 +195,61 @@ func TestPortInUse(t *testing.T) {
 	contains(t, "stderr", stderr, l.Addr().String()+" is in use", "NOTIFIER_LISTEN")
 }
 
+// TestMetricsNowhere: what another process may be about to give back ends with 1, and so is tried again; nothing else is.
+func TestMetricsNowhere(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		metrics string
+		code    int
+		want    []string
+	}{
+		"a port in use":               {taken.Addr().String(), 1, []string{taken.Addr().String(), "address already in use", "name another"}},
+		"an address of nobody's here": {"192.0.2.1:9586", 2, []string{"192.0.2.1:9586", "cannot assign requested address", "name another"}},
+		"a directory that is missing": {"unix:/missing/socket", 2, []string{"/missing/socket", "no such file"}},
+		"a file in the way":           {"unix:" + file, 2, []string{file, "no socket", "name another"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clean(t)
+			t.Setenv("NOTIFIER_STATE", t.TempDir())
+			t.Setenv("NATS_URL", "nats://127.0.0.1:1")
+			t.Setenv("NOTIFIER_VERIFY", "false")
+			t.Setenv("NOTIFIER_METRICS", tt.metrics)
+			code, _, stderr := call()
+			if code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			first, _, _ := strings.Cut(stderr, "\n")
+			contains(t, "its first line", first, append(tt.want, "NOTIFIER_METRICS")...)
+		})
+	}
+}
+
+// TestStateInUse: the one that has it may be about to end.
+func TestStateInUse(t *testing.T) {
+	clean(t)
+	state := filepath.Join(t.TempDir(), "state")
+	held, err := broker.StartEmbedded(t.Context(), broker.EmbeddedOptions{StateDir: state, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Shutdown()
+	t.Setenv("NOTIFIER_STATE", state)
+	t.Setenv("NOTIFIER_LISTEN", "127.0.0.1:0")
+	code, _, stderr := call()
+	if code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, "stderr", stderr, state+" is in use by another notifier", "NOTIFIER_STATE")
+}
+
 func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
 	clean(t)
 	dir := t.TempDir()
@@ -218,10 +275,11 @@ func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
 			t.Setenv("NOTIFIER_STATE", tt.state)
 			t.Setenv("NOTIFIER_LISTEN", "127.0.0.1:0")
 			code, _, stderr := call()
-			if code != 1 {
+			if code != 2 {
 				t.Errorf("exit code %d", code)
 			}
-			contains(t, "stderr", stderr, tt.state, tt.reason)
+			first, _, _ := strings.Cut(stderr, "\n")
+			contains(t, "its first line", first, tt.state, tt.reason, "NOTIFIER_STATE")
 		})
 	}
 }

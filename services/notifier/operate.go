@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -154,43 +155,64 @@ func deadVerb(ctx context.Context, verb string, args []string, stdout, stderr io
 		return exit(stderr, err)
 	}
 	defer js.Conn().Close()
-	var letters []deadletter.Stored
-	for l, err := range deadletter.Letters(ctx, stream, sel) {
-		if err != nil {
-			return exit(stderr, err)
+	// There may be a hundred thousand: of what is selected, one letter is in memory at a time.
+	var numbers []uint64
+	var unread error
+	letters := func(yield func(deadletter.Stored) bool) {
+		for l, err := range deadletter.Letters(ctx, stream, sel) {
+			if err != nil {
+				unread = err
+				return
+			}
+			numbers = append(numbers, l.Sequence)
+			if !yield(l) {
+				return
+			}
 		}
-		letters = append(letters, l)
 	}
-	if len(letters) == 0 {
+	switch {
+	case verb == "list" && asJSON:
+		err = admin.LettersJSON(stdout, letters)
+	case verb == "list", verb == "discard" && !yes:
+		err = admin.Letters(stdout, letters)
+	default:
+		for l := range letters {
+			switch {
+			case verb == "show" && asJSON:
+				err = admin.LetterJSON(stdout, l)
+			case verb == "show":
+				err = admin.Letter(stdout, l)
+			}
+		}
+	}
+	if err = cmp.Or(unread, err); err != nil {
+		return exit(stderr, err)
+	}
+	switch {
+	case len(numbers) == 0:
 		fmt.Fprintln(stderr, "notifier: no dead letter is selected"+misspelt(ctx, stream, sel.Hook))
 		if verb == "list" {
 			return 0
 		}
 		return 1
-	}
-	switch {
-	case verb == "list" && asJSON:
-		err = admin.LettersJSON(stdout, letters)
-	case verb == "list":
-		err = admin.Letters(stdout, letters)
-	case verb == "show" && asJSON:
-		err = admin.LetterJSON(stdout, letters[0])
-	case verb == "show":
-		err = admin.Letter(stdout, letters[0])
 	case verb == "discard" && !yes:
-		if err = admin.Letters(stdout, letters); err == nil {
-			err = fmt.Errorf("nothing is removed: -yes removes these %d letters for good", len(letters))
-		}
+		err = fmt.Errorf("nothing is removed: -yes removes these %d letters for good", len(numbers))
 	case verb == "discard":
-		err = each(letters, "removed", stdout, func(l deadletter.Stored) error { return deadletter.Discard(ctx, stream, l) })
+		err = each(numbers, "removed", stdout, func(n uint64) error { return deadletter.Discard(ctx, stream, n) })
 	case verb == "replay":
-		err = each(letters, "queued for their hooks", stdout, func(l deadletter.Stored) error { return deadletter.Replay(ctx, js, stream, l) })
+		err = each(numbers, "queued for their hooks", stdout, func(n uint64) error {
+			l, err := deadletter.Get(ctx, stream, n)
+			if err != nil {
+				return err
+			}
+			return deadletter.Replay(ctx, js, stream, l)
+		})
 	}
 	return exit(stderr, err)
 }
 
 // each does something with every letter until it fails, and says how many it was done with.
-func each(letters []deadletter.Stored, done string, stdout io.Writer, do func(deadletter.Stored) error) error {
+func each(letters []uint64, done string, stdout io.Writer, do func(number uint64) error) error {
 	n := 0
 	var err error
 	for n < len(letters) && err == nil {

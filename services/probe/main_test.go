@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/wgherald/wgherald/services/probe/internal/outbox"
 	"github.com/wgherald/wgherald/services/probe/internal/privilege"
 )
 
@@ -14,6 +17,22 @@ import (
 func TestExitCodes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(t.TempDir(), "state")
+	held, err := outbox.Open(state, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().String()
+	damaged := t.TempDir()
+	if err := os.WriteFile(filepath.Join(damaged, outbox.FileName), []byte("not bbolt's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct {
@@ -31,10 +50,15 @@ func TestExitCodes(t *testing.T) {
 		"health of what":   {[]string{"health", "now"}, nil, 2, "", `unexpected argument "health"`},
 		"wrong values":     {nil, map[string]string{"PROBE_ENDPOINT": "x", "PROBE_LOG_LEVEL": "y", "NATS_URL": "s3cret"}, 2, "", "PROBE_ENDPOINT: "},
 		"a misspelt name":  {nil, map[string]string{"PROBE_INTERFACE": "wg0"}, 2, "", "PROBE_INTERFACE: there is no such variable"},
-		"no state":         {nil, map[string]string{"PROBE_STATE": file}, 1, "", file + ": not a directory (PROBE_STATE names the directory)"},
+		"no state":         {nil, map[string]string{"PROBE_STATE": file}, 2, "", file + ": not a directory (PROBE_STATE names the directory)"},
 		"no key":           {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": "/missing/key"}, 2, "", "key file /missing/key (NATS_NKEY_FILE): no such file or directory: `notifier keys` makes one"},
 		"a wrong key":      {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": file}, 2, "", file + " holds no nkey seed"},
-		"no state, deeper": {nil, map[string]string{"PROBE_STATE": file + "/state"}, 1, "", file + "/state"},
+		"a state in use":   {nil, map[string]string{"PROBE_STATE": state}, 1, "", state + "/probe.db is in use by another probe: stop it, or give this one another directory (PROBE_STATE"},
+		"a damaged state":  {nil, map[string]string{"PROBE_STATE": damaged}, 2, "", damaged + "/probe.db is damaged"},
+		"metrics in use":   {nil, map[string]string{"PROBE_STATE": file + ".d", "PROBE_METRICS": port}, 1, "", "(PROBE_METRICS): listen tcp " + port + ": bind: address already in use: name another"},
+		"metrics nowhere":  {nil, map[string]string{"PROBE_STATE": file + ".d", "PROBE_METRICS": "unix:/missing/socket"}, 2, "", "listen unix /missing/socket: bind: no such file or directory: name another"},
+		"metrics in a way": {nil, map[string]string{"PROBE_STATE": file + ".d", "PROBE_METRICS": "unix:" + file}, 2, "", file + " (PROBE_METRICS): there is a file of that name that is no socket: remove it"},
+		"no state, deeper": {nil, map[string]string{"PROBE_STATE": file + "/state"}, 2, "", file + "/state"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := privilege.Check(); err != nil && tt.args == nil && tt.env["PROBE_STATE"] != "" {
@@ -53,6 +77,9 @@ func TestExitCodes(t *testing.T) {
 			for what, out := range map[string]struct{ got, want string }{"stdout": {stdout.String(), tt.stdout}, "stderr": {stderr.String(), tt.stderr}} {
 				if out.want == "" && out.got != "" || !strings.Contains(out.got, out.want) {
 					t.Errorf("%s: %q, want %q in it", what, out.got, out.want)
+				}
+				if lines := strings.Count(out.got, "\n"); what == "stderr" && tt.env["PROBE_STATE"] != "" && lines > 1 {
+					t.Errorf("%d lines, want the reason alone: %s", lines, out.got)
 				}
 				if strings.Contains(out.got, "s3cret") {
 					t.Errorf("%s tells a secret: %s", what, out.got)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -56,19 +57,25 @@ func describe(l deadletter.Stored) letter {
 	return d
 }
 
-// Letters prints a table of dead letters.
-func Letters(w io.Writer, letters []deadletter.Stored) error {
-	t := newTable(w, "SEQ", "BURIED", "HOOK", "TYPE", "PEER", "REASON", "ATTEMPTS", "STATUS")
-	for _, l := range letters {
+// Letters prints a table of dead letters, or nothing where there is none. Of each it keeps the row alone, for the widths of the columns.
+func Letters(w io.Writer, letters iter.Seq[deadletter.Stored]) error {
+	var t table
+	for l := range letters {
+		if t.Writer == nil {
+			t = newTable(w, "SEQ", "BURIED", "HOOK", "TYPE", "PEER", "REASON", "ATTEMPTS", "STATUS")
+		}
 		d := describe(l)
 		t.row(strconv.FormatUint(d.Sequence, 10), stamp(d.Buried), d.Hook, d.Type, who(d.Name, d.Subject), string(d.Class), strconv.Itoa(d.Attempts), status(d.LastStatus))
+	}
+	if t.Writer == nil {
+		return nil
 	}
 	return t.Flush()
 }
 
-// LettersJSON prints a line for each dead letter.
-func LettersJSON(w io.Writer, letters []deadletter.Stored) error {
-	for _, l := range letters {
+// LettersJSON prints a line for each dead letter, as it comes.
+func LettersJSON(w io.Writer, letters iter.Seq[deadletter.Stored]) error {
+	for l := range letters {
 		if err := line(w, describe(l)); err != nil {
 			return err
 		}

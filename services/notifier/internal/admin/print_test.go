@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,7 +65,7 @@ SEQ  BURIED                HOOK   TYPE               PEER                       
 10   2026-11-22T13:00:00Z  pager  wg.peer.connected  AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=  unrenderable  0         -
 11   2026-11-22T13:00:00Z  pager  wg.peer.connected  -                                             undecodable   0         -
 `,
-			printed(t, func(w *strings.Builder) error { return Letters(w, all) }),
+			printed(t, func(w *strings.Builder) error { return Letters(w, slices.Values(all)) }),
 		},
 		{
 			"a name that would move the cursor",
@@ -72,7 +73,7 @@ SEQ  BURIED                HOOK   TYPE               PEER                       
 SEQ  BURIED                HOOK  TYPE               PEER        REASON    ATTEMPTS  STATUS
 7    2026-11-22T12:00:00Z  chat  wg.peer.connected  a�[2Jb�c�d  rejected  3         404
 `,
-			printed(t, func(w *strings.Builder) error { return Letters(w, []deadletter.Stored{hostile}) }),
+			printed(t, func(w *strings.Builder) error { return Letters(w, slices.Values([]deadletter.Stored{hostile})) }),
 		},
 		{
 			"letters in JSON",
@@ -80,7 +81,9 @@ SEQ  BURIED                HOOK  TYPE               PEER        REASON    ATTEMP
 {"sequence":7,"buried":"2026-11-22T12:00:00Z","hook":"chat","type":"wg.peer.connected","eventId":"e1","subject":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","name":"alice","class":"rejected","reason":"the hook answered 404 Not Found","attempts":3,"lastStatus":404,"firstAttempt":"2026-11-22T12:00:00Z","lastAttempt":"2026-11-22T12:00:00Z","eventSequence":42,"eventStored":"2026-11-22T12:00:00Z"}
 {"sequence":11,"buried":"2026-11-22T13:00:00Z","hook":"pager","type":"wg.peer.connected","class":"undecodable","reason":"event is \u001b[2J\nnot JSON","attempts":0}
 `,
-			printed(t, func(w *strings.Builder) error { return LettersJSON(w, []deadletter.Stored{all[0], all[2]}) }),
+			printed(t, func(w *strings.Builder) error {
+				return LettersJSON(w, slices.Values([]deadletter.Stored{all[0], all[2]}))
+			}),
 		},
 		{
 			"one letter whole",

@@ -6,10 +6,13 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"syscall"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -27,7 +30,18 @@ type Misconfigured struct{ error }
 // Unwrap returns what is wrong.
 func (m Misconfigured) Unwrap() error { return m.error }
 
-// Run delivers until ctx ends, and then returns nil. A broker that is away is waited for, unless it is the embedded one and cannot start. An error at the
+// lasting makes err Misconfigured, unless the next start may find it healed: another process, which may be about to end, has the port, or the machine is short
+// of something.
+func lasting(err error) error {
+	for _, passing := range []error{syscall.EADDRINUSE, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, passing) {
+			return err
+		}
+	}
+	return Misconfigured{err}
+}
+
+// Run delivers until ctx ends, and then returns nil. A broker that is away, or too old, is waited for, unless it is the embedded one and cannot start. An error at the
 // start leaves nothing running. What comes from reload has the hooks read again, as a change of their files has.
 func Run(ctx context.Context, cfg config.Config, version string, reload <-chan struct{}, log *slog.Logger) error {
 	connect := broker.ConnectOptions{
@@ -39,6 +53,9 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil // stopped while it started
+			}
+			if _, ok := errors.AsType[broker.Unusable](err); ok {
+				return lasting(err)
 			}
 			return err
 		}
@@ -83,7 +100,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		return fmt.Errorf("broker connection: %w", err)
 	}
 	metrics.Counter("attempts_unlogged_total", "Attempts that are missing in the log of attempts.", func() float64 { return float64(attemptLog.Dropped()) })
-	tasks = append(tasks, attemptLog.Run)
+	tasks = append(tasks, attemptLog.Run, func(ctx context.Context) error { return (&clocks{log: log}).watch(ctx, js) })
 	served := &hooks{
 		source: cfg.Source, files: cfg.Files, services: map[string]*service{},
 		js: js, version: version, verify: verify, metrics: metrics, observer: observers{metrics, attemptLog}, log: log,
@@ -96,11 +113,11 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 	if cfg.Metrics != "" {
 		l, err := telemetry.Listen(cfg.Metrics)
 		if err != nil {
-			return err
+			return lasting(err)
 		}
 		tasks = append(tasks, func(ctx context.Context) error { return metrics.Serve(ctx, l) })
 	}
-	condition := &health{connected: nc.IsConnected}
+	condition := &health{connected: nc.IsConnected, version: nc.ConnectedServerVersion}
 	if l, err := listenHealth(cfg.State); err != nil {
 		log.Info("notifier health cannot be asked: it needs a socket in the state directory (NOTIFIER_STATE)", "error", err)
 	} else {
@@ -119,13 +136,7 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 		served.begin(ctx, g, initial)
 		return served.watch(ctx, g, reload)
 	}, func(ctx context.Context) error {
-		if connected(ctx, nc) != nil {
-			return nil
-		}
-		if err := broker.CheckVersion(nc.ConnectedServerVersion()); err != nil {
-			return err
-		}
-		if ready(ctx, initial) {
+		if usable(ctx, nc, log) && ready(ctx, initial) {
 			condition.ready.Store(true)
 			log.Info("notifier is ready", "version", version, "hooks", len(initial), "broker", nc.ConnectedAddr())
 			configured := HookNames(cfg)
@@ -140,6 +151,30 @@ func Run(ctx context.Context, cfg config.Config, version string, reload <-chan s
 	attemptLog.Flush()
 	log.Info("notifier stopped")
 	return err
+}
+
+// usable waits until the broker is connected and new enough, and says once why not. It returns false when ctx ends first.
+func usable(ctx context.Context, nc *nats.Conn, log *slog.Logger) bool {
+	status := nc.StatusChanged(nats.CONNECTED)
+	defer nc.RemoveStatusListener(status)
+	told := ""
+	for {
+		if v := nc.ConnectedServerVersion(); v != "" {
+			err := broker.CheckVersion(v)
+			if err == nil {
+				return true
+			}
+			if v != told {
+				told = v
+				log.Warn("the broker is too old, nothing is delivered until it is upgraded", "error", err)
+			}
+		}
+		select {
+		case <-status:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // HookNames returns the names of the configured hooks.

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -842,13 +843,18 @@ func write(t testing.TB, path, text string) {
 }
 
 // oldBroker answers as an old nats-server does, just enough for a client to connect.
-func oldBroker(t *testing.T) string {
+func oldBroker(t *testing.T) (addr string, stop func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	ctx, cancel := context.WithCancel(t.Context())
+	stop = func() {
+		l.Close()
+		cancel()
+	}
+	t.Cleanup(stop)
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -856,6 +862,7 @@ func oldBroker(t *testing.T) string {
 				return
 			}
 			go func() {
+				defer context.AfterFunc(ctx, func() { c.Close() })()
 				defer c.Close()
 				fmt.Fprintf(c, "INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"headers\":true,\"jetstream\":true,\"max_payload\":1048576}\r\n")
 				buf := make([]byte, 4096)
@@ -871,7 +878,48 @@ func oldBroker(t *testing.T) string {
 			}()
 		}
 	}()
-	return "nats://" + l.Addr().String()
+	return l.Addr().String(), stop
+}
+
+// TestOldBroker: the notifier says what is wrong, once, and waits until the broker is upgraded.
+func TestOldBroker(t *testing.T) {
+	t.Parallel()
+	addr, stop := oldBroker(t)
+	url := "nats://" + addr
+	const advice = "the broker is nats-server 2.9.10: 2.11 or newer is needed: upgrade it"
+	sink := newSink(t)
+	cfg := configure(t, sink.hook(t, "a"), sink.hook(t, "b"))
+	cfg.NATS.URL, cfg.Verify = config.NewSecret(url), false
+	if err := os.MkdirAll(cfg.State, 0o700); err != nil { // for the health socket
+		t.Fatal(err)
+	}
+	n := run(t, cfg)
+	told := n.says("the broker is too old, nothing is delivered until it is upgraded", 1)
+	equal(t, "what is wrong", advice, told[0]["error"])
+	eventually(t, "the notifier is not well, and says why", func() bool {
+		line, ok := AskHealth(cfg.State)
+		return !ok && strings.Contains(line, advice)
+	})
+	time.Sleep(1500 * time.Millisecond) // hooks have asked again
+	for _, message := range []string{"the broker is too old, nothing is delivered until it is upgraded", "hook waits for its consumer"} {
+		if got := len(n.log.records(t, message)); strings.HasPrefix(message, "hook") && got > 0 || got > 1 {
+			t.Errorf("%q is said %d times", message, got)
+		}
+	}
+	stop()
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := &server.Options{JetStream: true, StoreDir: t.TempDir()}
+	if opts.Port, err = strconv.Atoi(port); err != nil {
+		t.Fatal(err)
+	}
+	newExternal(t, opts).start()
+	provisionTwice(t, ProvisionOptions{URL: url}, singleAccount)
+	n.ready()
+	id := newProbe(t, url, "").tell("alice")
+	equal(t, "delivered", []string{id, id}, sink.got(t, 2))
 }
 
 // It is not parallel: it looks for goroutines that are left.
@@ -881,7 +929,6 @@ func TestErrorsLeaveNothingRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	old := oldBroker(t)
 	nobody := fmt.Sprintf("nats://127.0.0.1:%d", freePort(t))
 	emptyRing := filepath.Join(t.TempDir(), "keyring")
 	write(t, emptyRing, "# nobody yet\n")
@@ -912,8 +959,6 @@ func TestErrorsLeaveNothingRunning(t *testing.T) {
 		}, []string{"hook a: types:", "hook b: header Host"}},
 		{"the metrics port is in use", func(c *config.Config) { c.Metrics = taken.Addr().String() },
 			[]string{taken.Addr().String(), "NOTIFIER_METRICS"}},
-		{"the broker is too old", func(c *config.Config) { c.NATS.URL, c.Verify = config.NewSecret(old), false },
-			[]string{"nats-server 2.9.10: 2.11 or newer is needed"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			sink := newSink(t)
@@ -950,7 +995,7 @@ func running() string {
 	var found []string
 	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		// The tests themselves; and what nats-server leaves when it is stopped while it sets up a mirror, until its own 30 s are over.
-		if strings.Contains(g, "testing.tRunner") || strings.Contains(g, "app.oldBroker") || strings.Contains(g, "(*stream).setupMirrorConsumer.func") {
+		if strings.Contains(g, "testing.tRunner") || strings.Contains(g, "(*stream).setupMirrorConsumer.func") {
 			continue
 		}
 		if strings.Contains(g, "nats-io/") || strings.Contains(g, "services/notifier/") {

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/wgherald/wgherald/services/notifier/internal/broker"
 )
 
 const (
@@ -27,13 +29,17 @@ const (
 // health tells other processes how a notifier is: a line for whoever connects to its socket.
 type health struct {
 	connected func() bool
-	ready     atomic.Bool // every hook has its place in the stream
+	version   func() string // of the broker, while it is connected
+	ready     atomic.Bool   // every hook has its place in the stream
 }
 
 func (h *health) report() string {
+	old := broker.CheckVersion(h.version())
 	switch {
 	case !h.connected():
 		return unwell + "the broker is not connected (NATS_URL), so nothing is delivered; it is tried on"
+	case errors.Is(old, broker.ErrTooOld):
+		return unwell + fmt.Sprintf("nothing is delivered: %v", old)
 	case !h.ready.Load():
 		return unwell + "hooks wait for their streams, which notifier provision makes"
 	}

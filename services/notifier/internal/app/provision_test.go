@@ -623,6 +623,7 @@ func TestProvisionErrors(t *testing.T) {
 	accounts.opts.Users[0].Account = accounts.opts.Accounts[0]
 	withoutAccount := accounts.start().ClientURL()
 
+	old, _ := oldBroker(t)
 	for name, tt := range map[string]struct {
 		o    ProvisionOptions
 		want []string
@@ -633,7 +634,7 @@ func TestProvisionErrors(t *testing.T) {
 		"the key of another account":  {ProvisionOptions{URL: good, WGKey: known + "/hooks-provisioner.nk"}, []string{"WG_EVENTS in account WG", "no answer", "this identity may lack the permission"}},
 		"no JetStream":                {ProvisionOptions{URL: plain}, []string{"WG_EVENTS in account WG", "JetStream is off: switch it on"}},
 		"no JetStream in the account": {ProvisionOptions{URL: withoutAccount}, []string{"WG_EVENTS in account WG", "switch JetStream on", "for this account"}},
-		"an old broker":               {ProvisionOptions{URL: oldBroker(t)}, []string{"the broker is nats-server 2.9.10: 2.11 or newer is needed: upgrade it"}},
+		"an old broker":               {ProvisionOptions{URL: "nats://" + old}, []string{"the broker is nats-server 2.9.10: 2.11 or newer is needed: upgrade it"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -666,7 +666,7 @@ func TestStreamsAreAsDesigned(t *testing.T) {
 		}},
 		{hooks, StreamRetry, func(c jetstream.StreamConfig) bool { return c.Retention == jetstream.WorkQueuePolicy }},
 		{hooks, StreamDead, func(c jetstream.StreamConfig) bool {
-			return c.MaxAge == 720*time.Hour && c.MaxBytes == -1 && !c.AllowDirect
+			return c.MaxAge == 720*time.Hour && c.MaxBytes == 256<<20 && c.Discard == jetstream.DiscardOld && !c.AllowDirect
 		}},
 		{hooks, StreamAttempt, func(c jetstream.StreamConfig) bool {
 			return c.MaxAge == 168*time.Hour && c.MaxBytes == 64<<20 && !c.AllowDirect && c.PersistMode == jetstream.AsyncPersistMode

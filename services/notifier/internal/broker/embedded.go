@@ -34,16 +34,23 @@ type Embedded struct {
 	stateDir string
 }
 
+// Unusable is an error about what an embedded broker starts from: its address, or what is in its state directory. Unless the cause is one that passes, such as a
+// port that is in use or a disk that is full, somebody has to mend it.
+type Unusable struct{ error }
+
+// Unwrap returns what is wrong.
+func (u Unusable) Unwrap() error { return u.error }
+
 // StartEmbedded makes identities, keyring and configuration in the state directory where they are missing, starts a broker there, and provisions its streams. It
 // returns once the broker can be used.
 //
 // The configuration is written anew on each start; changes to it by hand are lost.
 func StartEmbedded(ctx context.Context, o EmbeddedOptions) (_ *Embedded, err error) {
 	if err := CheckListen(o.Listen); err != nil {
-		return nil, err
+		return nil, Unusable{err}
 	}
 	if err := ensureDir(o.StateDir); err != nil {
-		return nil, err
+		return nil, Unusable{fmt.Errorf("%w (NOTIFIER_STATE names it)", err)}
 	}
 	lock, err := lockDir(o.StateDir)
 	if err != nil {
@@ -57,7 +64,7 @@ func StartEmbedded(ctx context.Context, o EmbeddedOptions) (_ *Embedded, err err
 	}()
 	conf, err := e.prepare(o.Listen)
 	if err != nil {
-		return nil, err
+		return nil, Unusable{err}
 	}
 	if err := e.start(conf, o); err != nil {
 		return nil, err
@@ -86,7 +93,7 @@ func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w: make the directory writable for the user who runs this service", path, cause(err))
+		return nil, Unusable{fmt.Errorf("lock %s: %w: make the directory (NOTIFIER_STATE) writable for the user %d, who runs this", path, cause(err), os.Geteuid())}
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
@@ -172,7 +179,7 @@ func probePort(addr string) error {
 		return fmt.Errorf("address %s is in use: set NOTIFIER_LISTEN to another, or NATS_URL to the broker that runs there", addr)
 	}
 	if err != nil {
-		return fmt.Errorf("embedded broker: %w: set NOTIFIER_LISTEN to another address", err)
+		return Unusable{fmt.Errorf("embedded broker: %w: set NOTIFIER_LISTEN to another address", err)}
 	}
 	return l.Close()
 }

@@ -36,6 +36,9 @@ const (
 	// readerBytes bounds the readers' mirror of the events. Its place is reserved on the disk even where nobody reads.
 	readerBytes = 256 << 20
 
+	// deadBytes bounds the dead letters, to more than 100,000 of usual size: a hook that refuses everything must not fill the disk. The oldest go first.
+	deadBytes = 256 << 20
+
 	// maxMsgSize bounds a stored event, in bytes. The server counts the headers too.
 	maxMsgSize = events.MaxSize + 4<<10
 
@@ -100,7 +103,7 @@ func hookStreams(mirrors bool) []streamSpec {
 			c.Retention, c.MaxAge = jetstream.WorkQueuePolicy, 30*day
 		}),
 		// The operator reads these two by the API: a direct get would lend it the server's own rights, see the package comment.
-		own(StreamDead, SubjectDead, func(c *jetstream.StreamConfig) { c.MaxAge, c.AllowDirect = 30*day, false }),
+		own(StreamDead, SubjectDead, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes, c.AllowDirect = 30*day, deadBytes, false }),
 		own(StreamAttempt, SubjectAttempt, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes, c.AllowDirect = 7*day, 64<<20, false }),
 	)
 }
@@ -319,7 +322,7 @@ func explain(err error) error {
 	api, isAPI := errors.AsType[*jetstream.APIError](err)
 	switch {
 	case isAPI && api.ErrorCode == errStorageExceeded:
-		return fmt.Errorf("%w: the streams reserve 2.3 GiB, and the broker has three quarters of what is free on its disk when it starts: 3.1 GiB must be free there; make room, and start the broker again", err)
+		return fmt.Errorf("%w: the streams reserve 2.6 GiB, and the broker has three quarters of what is free on its disk when it starts: 3.4 GiB must be free there; make room, and start the broker again", err)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("%w: switch JetStream on for this account in the broker's configuration (`notifier keys` writes one)", err)
 	case errors.Is(err, nats.ErrNoResponders):
@@ -333,13 +336,16 @@ func explain(err error) error {
 // errStorageExceeded is the server's "insufficient storage resources available" (JSStorageResourcesExceededErr).
 const errStorageExceeded jetstream.ErrorCode = 10047
 
+// ErrTooOld is what CheckVersion finds.
+var ErrTooOld = errors.New("2.11 or newer is needed: upgrade it")
+
 // CheckVersion refuses a broker older than 2.11: it lacks per-message TTLs, priority groups and more that is relied on.
 func CheckVersion(version string) error {
 	if version == "" {
 		return errors.New("not connected to a broker")
 	}
 	if olderThan(version, 2, 11) {
-		return fmt.Errorf("the broker is nats-server %s: 2.11 or newer is needed: upgrade it", version)
+		return fmt.Errorf("the broker is nats-server %s: %w", version, ErrTooOld)
 	}
 	return nil
 }

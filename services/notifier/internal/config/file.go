@@ -14,8 +14,7 @@ import (
 	"github.com/wgherald/wgherald/services/notifier/internal/sign"
 )
 
-// maxFile bounds what is read from one file, in bytes. A hundred hooks need half of it; the YAML parser's time grows with the square of the nesting, so
-// that a much larger file of nothing but brackets would keep it busy for minutes.
+// maxFile bounds what is read from one file, in bytes. A hundred hooks need half of it; the YAML parser's time grows with the square of the keys in one mapping.
 const maxFile = 128 << 10
 
 // file is what one file holds.

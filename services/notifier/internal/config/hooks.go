@@ -18,7 +18,9 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/wgherald/wgherald/services/notifier/internal/consume"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
@@ -56,7 +58,14 @@ type hooksParser struct {
 // the hooks file.
 func parseHooks(path string, text []byte, taken map[string]string, read func(string) (file, error)) parsedHooks {
 	p := &hooksParser{file: path, read: read, taken: taken}
-	tree, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
+	tokens := lexer.Tokenize(string(text))
+	if tk := tooDeep(tokens); tk != nil {
+		p.problems = append(p.problems, Problem{
+			File: path, Line: tk.Position.Line, Text: fmt.Sprintf("lists and mappings are nested more than %d deep: one may not be closed", maxNesting),
+		})
+		return p.parsedHooks
+	}
+	tree, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		p.syntax(err)
 		return p.parsedHooks
@@ -92,6 +101,34 @@ func parseHooks(path string, text []byte, taken map[string]string, read func(str
 		p.hooks = nil
 	}
 	return p.parsedHooks
+}
+
+// maxNesting is ten times what hooks need. The parser's time grows with the square of the nesting: 128 KiB of brackets keep it busy for many seconds.
+const maxNesting = 50
+
+// tooDeep returns the token at which a text is nested too deeply, or nil. Mappings that are nested by their indentation do not count: each
+// level takes a line that is longer than the one before, so that a file has no room for many.
+func tooDeep(tokens token.Tokens) *token.Token {
+	var dashes []int // columns of the open lists that have no brackets
+	brackets := 0
+	for _, tk := range tokens {
+		switch tk.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			brackets++
+		case token.SequenceEndType, token.MappingEndType:
+			brackets = max(0, brackets-1)
+		case token.SequenceEntryType:
+			for len(dashes) > 0 && dashes[len(dashes)-1] >= tk.Position.Column {
+				dashes = dashes[:len(dashes)-1]
+			}
+			dashes = append(dashes, tk.Position.Column)
+		default: // nothing begins or ends
+		}
+		if brackets+len(dashes) > maxNesting {
+			return tk
+		}
+	}
+	return nil
 }
 
 // syntax reports what the parser could not read. Only its message and line are used: its full text shows the source, secrets and all. Of the message, what it

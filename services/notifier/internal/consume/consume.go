@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/wgherald/wgherald/pkg/events"
+	natsserver "github.com/wgherald/wgherald/services/notifier/internal/broker"
 	"github.com/wgherald/wgherald/services/notifier/internal/deadletter"
 	"github.com/wgherald/wgherald/services/notifier/internal/deliver"
 	"github.com/wgherald/wgherald/services/notifier/internal/render"
@@ -105,6 +106,7 @@ const (
 	recoverPoll   = 250 * time.Millisecond
 	recoverBatch  = 100             // messages, in one request
 	recoverMargin = 5 * time.Second // over AckWait, for the server to send what has expired
+	mirrorLag     = time.Second     // after which what was stored is in the mirror, too; it takes milliseconds
 )
 
 // errNotConnected stands for what the library says then: it speaks of a buffer, and it has none.
@@ -186,7 +188,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 			}
 			if ctx.Err() == nil && err.Error() != last {
 				last = err.Error()
-				c.Log.Warn("hook waits for its consumer", "error", err)
+				if !errors.Is(err, natsserver.ErrTooOld) { // which is said once for all hooks
+					c.Log.Warn("hook waits for its consumer", "error", err)
+				}
 			}
 			sleep(ctx, tryAgain)
 			continue
@@ -217,6 +221,12 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestWait)
 	defer cancel()
 	name := Durable(c.Hook.Name)
+	if v := c.JetStream.Conn().ConnectedServerVersion(); v != "" {
+		// It would make a consumer that it gives nobody the pin of.
+		if err := natsserver.CheckVersion(v); err != nil {
+			return nil, err
+		}
+	}
 	stream, err := c.JetStream.Stream(ctx, c.Source.Stream)
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return nil, errNotConnected

@@ -7,8 +7,9 @@ import (
 )
 
 // A disconnection is held until it is certain that the stream has no connection of the same peer within Policy.Hold after it. Both ends of that time are
-// times of storage, by the broker's clock, and nothing is sent before everything stored until then has arrived (session.seen). So the decision is a
-// function of the stream, and the next owner after a crash decides the same: it never withholds the connection of a peer whose disconnection was sent.
+// times of storage, by the broker's clock, and nothing is sent before everything stored until then has arrived (session.seen), for which a mirror has a moment
+// (mirrorLag). So the decision is a function of the stream, and the next owner after a crash decides the same: it never withholds the connection of a peer whose
+// disconnection was sent.
 // Only where no more is pulled, because too much is held or the hook counts as broken, does a disconnection go without that certainty.
 //
 // Until it is decided, everything of the peer stays un-acked, and kept so by InProgress. The pair is acknowledged one after the other, disconnection first:

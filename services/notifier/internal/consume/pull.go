@@ -32,6 +32,7 @@ type work struct {
 
 	key      string    // of its place in the queue
 	until    time.Time // of a held disconnection, by the broker's clock: a connection stored by then makes neither of them news
+	wake     time.Time // of a held disconnection, by our clock: it is not decided before
 	unwanted bool      // by the filter; it has a place all the same, because it may end, or begin, a hold
 }
 

@@ -83,6 +83,7 @@ type session struct {
 	pending  uint64    // messages at the server, as the last message said
 	pulling  bool      // a request for messages is under way
 
+	stuck bool      // nothing moves but by retries, and it was said
 	trial uint64    // stream sequence in work while the hook counts as broken, 0 for none
 	late  time.Time // when what dispatch left may go
 	// seen is a time of the broker: everything that it stored until then has arrived.
@@ -341,10 +342,11 @@ func (s *session) arrive(ctx context.Context, w work) {
 		at = h.at
 	} else if flap && w.event.Type == events.PeerDisconnected {
 		w.until = w.meta.Timestamp.Add(s.c.Hook.Policy.Hold)
-		at = w.until
-		if latest := time.Now().Add(s.c.Hook.Policy.Hold); at.After(latest) { // by two clocks
+		at = w.until.Add(mirrorLag)
+		if latest := time.Now().Add(s.c.Hook.Policy.Hold + mirrorLag); at.After(latest) { // by two clocks
 			at = latest
 		}
+		w.wake = at
 	}
 	w.key = w.event.PartitionKey
 	if s.unordered() {
@@ -388,8 +390,8 @@ func (s *session) compare(a answer) {
 	}
 	s.auditAt = now.Add(s.c.audit)
 	s.noticeDropped(a)
-	if a.info.NumPending == 0 && a.info.Delivered.Stream < s.next && a.info.TimeStamp.After(s.seen) {
-		s.seen = a.info.TimeStamp
+	if here := a.info.TimeStamp.Add(-mirrorLag); a.info.NumPending == 0 && a.info.Delivered.Stream < s.next && here.After(s.seen) {
+		s.seen = here
 	}
 	if !s.recovering {
 		return
@@ -542,6 +544,10 @@ func (s *session) dispatch(ctx context.Context, now time.Time) {
 		w := it.Value
 		if s.undecided(w) {
 			s.queue.Next(now)
+			if now.Before(w.wake) {
+				s.queue.Retry(it.Key, w.wake)
+				continue
+			}
 			s.queue.Retry(it.Key, now.Add(recoverPoll))
 			if !s.asking && !now.Before(s.askAt) {
 				s.ask(ctx)
@@ -616,6 +622,7 @@ func (s *session) pull() {
 	if s.pulling {
 		return
 	}
+	s.noticeStuck()
 	full, limit := prefetch*s.concurrency, holdLimit
 	n := full - s.queue.Ready()
 	switch {

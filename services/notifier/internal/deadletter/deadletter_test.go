@@ -130,7 +130,7 @@ func TestALetterGoesWhenItsMessageIsSafeAndNotBefore(t *testing.T) {
 	if len(left) != 1 || left[0].Sequence != 3 {
 		t.Fatalf("left: %+v", left)
 	}
-	if err := deadletter.Discard(t.Context(), dead, left[0]); err != nil || len(letters()) != 0 {
+	if err := deadletter.Discard(t.Context(), dead, left[0].Sequence); err != nil || len(letters()) != 0 {
 		t.Errorf("discard: %v, %d letters", err, len(letters()))
 	}
 	info, err := again.Info(t.Context())

@@ -131,6 +131,19 @@ func Letters(ctx context.Context, stream jetstream.Stream, s Selection) iter.Seq
 	}
 }
 
+// Get returns the letter with a number.
+func Get(ctx context.Context, stream jetstream.Stream, number uint64) (Stored, error) {
+	msg, err := stream.GetMsg(ctx, number)
+	if err != nil {
+		return Stored{}, fmt.Errorf("dead letter %d: read: %w", number, err)
+	}
+	l, ok := Parse(msg)
+	if !ok {
+		return Stored{}, fmt.Errorf("message %d is no dead letter", number)
+	}
+	return l, nil
+}
+
 // Replay has a letter's message delivered to its hook once more, with the same id, and removes the letter. It is removed only when the broker has stored the
 // message, so after an error it is still there; called again within two minutes, Replay does not have it delivered twice.
 func Replay(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, l Stored) error {
@@ -148,16 +161,16 @@ func Replay(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream
 	if _, err := js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
 		return fmt.Errorf("dead letter %d: publish to %s: %w", l.Sequence, msg.Subject, err)
 	}
-	if err := Discard(ctx, stream, l); err != nil {
+	if err := Discard(ctx, stream, l.Sequence); err != nil {
 		return fmt.Errorf("%w: it is on its way to its hook all the same", err)
 	}
 	return nil
 }
 
 // Discard removes a letter.
-func Discard(ctx context.Context, stream jetstream.Stream, l Stored) error {
-	if err := stream.DeleteMsg(ctx, l.Sequence); err != nil {
-		return fmt.Errorf("dead letter %d: remove: %w", l.Sequence, err)
+func Discard(ctx context.Context, stream jetstream.Stream, number uint64) error {
+	if err := stream.DeleteMsg(ctx, number); err != nil {
+		return fmt.Errorf("dead letter %d: remove: %w", number, err)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ package telemetry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -160,12 +161,12 @@ func Listen(addr string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		network, addr = "unix", path
 		if err := removeStale(path); err != nil {
-			return nil, fmt.Errorf("metrics socket (NOTIFIER_METRICS): %w", err)
+			return nil, fmt.Errorf("metrics socket %s (NOTIFIER_METRICS): %w", path, err)
 		}
 	}
 	l, err := net.Listen(network, addr)
 	if err != nil {
-		return nil, fmt.Errorf("metrics address (NOTIFIER_METRICS): %w", err)
+		return nil, fmt.Errorf("metrics address (NOTIFIER_METRICS): %w: name another, or end what has it", err)
 	}
 	return l, nil
 }
@@ -173,8 +174,11 @@ func Listen(addr string) (net.Listener, error) {
 // removeStale removes a socket that nobody listens on.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
-	if err != nil || info.Mode().Type() != fs.ModeSocket {
+	if err != nil {
 		return nil // what is in the way, the caller's listen tells
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("there is a file of that name that is no socket: remove it, or name another path")
 	}
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()

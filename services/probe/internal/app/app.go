@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -36,6 +37,19 @@ type Misconfigured struct{ error }
 // Unwrap returns what is wrong.
 func (m Misconfigured) Unwrap() error { return m.error }
 
+// lasting makes err Misconfigured, unless the next start may find it healed: another process, which may be about to end, has the file or the port, or the
+// machine is short of something.
+func lasting(err error) error {
+	for _, passing := range []error{
+		outbox.ErrInUse, syscall.EADDRINUSE, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE,
+	} {
+		if errors.Is(err, passing) {
+			return err
+		}
+	}
+	return Misconfigured{err}
+}
+
 // Run watches until ctx ends. An unreachable broker is no error; a state directory that cannot be written is, at once.
 //
 // It opens first what the rights of its start may be needed for, then gives up all that it does not need, and only then talks to anybody.
@@ -45,18 +59,26 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	}
 	ob, err := outbox.Open(cfg.State, time.Now())
 	if err != nil {
-		return fmt.Errorf("%w (%s)", err, stateRemedy(cfg.State, err))
+		return lasting(fmt.Errorf("%w (%s)", err, stateRemedy(cfg.State, err)))
 	}
 	defer func() { err = errors.Join(err, ob.Close()) }()
 	saved, err := ob.Load()
 	if err != nil {
-		return err
+		return lasting(fmt.Errorf("%w: use the probe that wrote it, or move it away", err))
 	}
 
 	identity, err := publish.LoadIdentity(cfg.SeedFile())
 	if err != nil {
 		return Misconfigured{err}
 	}
+	var scrapes net.Listener
+	if cfg.Metrics.Network != "" {
+		if scrapes, err = telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr); err != nil {
+			return lasting(err)
+		}
+		defer scrapes.Close()
+	}
+	// What is wrong with what it is told is the first line of the log.
 	log.Info("probe starts", "version", version, "node", cfg.Node, "public_key", identity.Public, "state", cfg.State)
 	if identity.Made {
 		log.Info("a new identity was made: readers verify this node's events with its public key",
@@ -84,13 +106,6 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		metrics.Counter("capture_malformed_total", "Packets that passed the filter and were no WireGuard message.", captured(listener, log, func(s capture.Stats) uint64 { return s.Malformed }))
 	}
 
-	var scrapes net.Listener
-	if cfg.Metrics.Network != "" {
-		if scrapes, err = telemetry.Listen(cfg.Metrics.Network, cfg.Metrics.Addr); err != nil {
-			return err
-		}
-		defer scrapes.Close()
-	}
 	questions, err := health.Listen(cfg.State)
 	if err != nil {
 		log.Warn("nobody can ask for the probe's health", "error", err)

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -170,6 +171,14 @@ func Load() (Config, error) {
 			wrong("NATS_URL", "has the scheme %.20q, want nats, tls, ws or wss", parsed.Scheme)
 		}
 	}
+	for _, file := range []struct{ variable, path string }{
+		{"NATS_NKEY_FILE", env.NkeyFile}, {"NATS_CREDS_FILE", env.CredsFile},
+		{"NATS_CA_FILE", env.CAFile}, {"NATS_CERT_FILE", env.CertFile}, {"NATS_KEY_FILE", env.KeyFile},
+	} {
+		if isContent(file.path) {
+			wrong(file.variable, "want the path of a file, not what is in it")
+		}
+	}
 	if env.NkeyFile != "" && env.CredsFile != "" {
 		wrong("NATS_CREDS_FILE", "NATS_NKEY_FILE is set, too: one login is enough")
 	}
@@ -203,6 +212,14 @@ func (c *Config) SeedFile() (path string, mayMake bool) {
 	return filepath.Join(c.State, "probe.nk"), true
 }
 
+// seed is the form of an nkey's.
+var seed = regexp.MustCompile(`^S[A-Z2-7]{57}$`)
+
+// isContent reports whether what should be a path is what should be in the file, which may be a secret: as a path, errors would quote it.
+func isContent(path string) bool {
+	return strings.ContainsAny(path, "\n{") || strings.Contains(path, "://") || strings.Contains(path, "-----") || seed.MatchString(path)
+}
+
 // list splits at commas and drops what is blank.
 func list(s string) []string {
 	var items []string
@@ -233,21 +250,4 @@ func parseAddress(s string) (Address, error) {
 		return Address{}, fmt.Errorf("%q is not on loopback: use 127.0.0.1 or unix:/path, and a scraper on this host", s)
 	}
 	return Address{Network: "tcp", Addr: s}, nil
-}
-
-// misspelt names variables with our prefix that mean nothing. Kubernetes sets some of that prefix when a service is called probe; those are not ours.
-func misspelt(environ []string) []error {
-	known := map[string]bool{}
-	for field := range reflect.TypeFor[environment]().Fields() {
-		known[field.Tag.Get("envconfig")] = true
-	}
-	var problems []error
-	for _, entry := range environ {
-		name, _, _ := strings.Cut(entry, "=")
-		foreign := strings.HasPrefix(name, "PROBE_PORT") || strings.HasPrefix(name, "PROBE_SERVICE_")
-		if strings.HasPrefix(name, "PROBE_") && !known[name] && !foreign {
-			problems = append(problems, fmt.Errorf("%s: there is no such variable (probe -h lists them)", name))
-		}
-	}
-	return problems
 }

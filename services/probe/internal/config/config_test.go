@@ -109,7 +109,12 @@ func TestWrongValues(t *testing.T) {
 		{"NATS_URL", ",", "is no URL"},
 		{"NATS_URL", "https://probe:s3cret@127.0.0.1", `scheme "https", want nats, tls, ws or wss`},
 		{"NATS_CERT_FILE", "/cert", "set both or none"},
-		{"PROBE_INTERFACE", "wg0", "no such variable"},
+		{"NATS_NKEY_FILE", "SUA" + strings.Repeat("A", 55), "want the path of a file, not what is in it"},
+		{"NATS_CREDS_FILE", "-----BEGIN NATS USER JWT----- s3cret", "want the path of a file, not what is in it"},
+		{"NATS_CA_FILE", "-----BEGIN CERTIFICATE-----", "want the path of a file, not what is in it"},
+		{"PROBE_INTERFACE", "wg0", "there is no such variable: did you mean PROBE_INTERFACES?"},
+		{"PROBE_PORTAL", "s3cret", "there is no such variable (probe -h lists them)"},
+		{"NATS_NKEYFILE", "s3cret", "there is no such variable: did you mean NATS_NKEY_FILE?"},
 	} {
 		_, err := load(t, map[string]string{tt.variable: tt.value})
 		if err == nil || !strings.HasPrefix(err.Error(), tt.variable+": ") || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
@@ -151,9 +156,12 @@ func TestAllAtOnce(t *testing.T) {
 	}
 }
 
-// TestServiceLinks: Kubernetes tells every container of a service called probe.
+// TestServiceLinks: Kubernetes tells every container of services called probe and nats. NATS_ is a word of others, too.
 func TestServiceLinks(t *testing.T) {
-	if _, err := load(t, map[string]string{"PROBE_SERVICE_HOST": "10.0.0.1", "PROBE_PORT": "tcp://10.0.0.1:80", "PROBE_PORT_80_TCP_ADDR": "10.0.0.1"}); err != nil {
+	if _, err := load(t, map[string]string{
+		"PROBE_SERVICE_HOST": "10.0.0.1", "PROBE_PORT": "tcp://10.0.0.1:80", "PROBE_PORT_80_TCP_ADDR": "10.0.0.1",
+		"NATS_PORT": "tcp://10.0.0.1:4222", "NATS_SERVICE_PORT_CLIENT": "4222", "NATS_CONTEXT": "of the nats tool",
+	}); err != nil {
 		t.Error(err)
 	}
 }

@@ -78,7 +78,7 @@ func Open(dir string, now time.Time) (*Outbox, error) {
 	}
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("state file %s is in use by another probe: stop it, or give this one another directory", path)
+		return nil, fmt.Errorf("state file %s %w: stop it, or give this one another directory", path, ErrInUse)
 	case errors.Is(err, errDamaged):
 		return nil, fmt.Errorf("state file %s %w: move it away; connects will be repeated as inferred", path, err)
 	case err != nil:
@@ -98,6 +98,9 @@ func cause(err error) error {
 	}
 	return err
 }
+
+// ErrInUse reports that another process has the file, which may be about to end.
+var ErrInUse = errors.New("is in use by another probe")
 
 // errDamaged reports a file that is not what bbolt wrote.
 var errDamaged = errors.New("is damaged")

@@ -162,7 +162,7 @@ func (m *Metrics) Clashed() { m.clashes.Inc() }
 func Listen(network, addr string) (net.Listener, error) {
 	if info, err := os.Lstat(addr); network == "unix" && err == nil {
 		if info.Mode()&fs.ModeSocket == 0 {
-			return nil, fmt.Errorf("metrics socket %s (PROBE_METRICS): there is a file of that name that is no socket", addr)
+			return nil, fmt.Errorf("metrics socket %s (PROBE_METRICS): there is a file of that name that is no socket: remove it, or name another path", addr)
 		}
 		if err := os.Remove(addr); err != nil {
 			return nil, fmt.Errorf("metrics socket %s (PROBE_METRICS): %w", addr, err)
@@ -170,7 +170,7 @@ func Listen(network, addr string) (net.Listener, error) {
 	}
 	l, err := net.Listen(network, addr)
 	if err != nil {
-		return nil, fmt.Errorf("metrics address (PROBE_METRICS): %w", err)
+		return nil, fmt.Errorf("metrics address (PROBE_METRICS): %w: name another, or end what has it", err)
 	}
 	return l, nil
 }

@@ -378,7 +378,7 @@ func (t *Tracker) disconnect(now Now, i *iface, p *PeerState, ago time.Duration,
 	switch reason {
 	case events.Expired, events.Silent, events.Unreachable:
 		cause = i.cause
-		if p.HandshakeBoot < i.changed {
+		if p.HandshakeBoot < i.ChangedBoot {
 			cause = events.CauseInterfaceChanged
 		}
 	case events.PeerWasRemoved, events.InterfaceIsDown:

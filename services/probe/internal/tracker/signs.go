@@ -141,12 +141,16 @@ func (s *signs) blind(now time.Duration) {
 }
 
 // resumed tells that the peer came back in the session that was said to be over. By what was known of the link it was away, so that is put on trial: what
-// was learned stays, and the next signs tell. A call that comes before they have was wrong, and so is one too many.
+// was learned stays, and the next signs tell. A call that comes before they have was wrong, and so is one too many. Without a cadence it was called
+// unreachable, which says nothing of how long its keepalives may be missing.
 func (s *signs) resumed(now time.Duration) {
-	s.Calm = 0
-	if s.gap == 0 || s.Trial > 0 || s.Returns >= maxReturns {
+	switch {
+	case s.gap == 0:
+	case s.Trial > 0 || s.Returns >= maxReturns:
+		s.Calm = 0
 		s.wrong()
-	} else {
+	default:
+		s.Calm = 0
 		s.Trial, s.Doubt = trialBeats, true
 	}
 	s.blind(now)

@@ -325,10 +325,26 @@ func TestResumed(t *testing.T) {
 			t.Errorf("patience of %d misses, %d returns after 500 signs; want both forgotten", s.Patience, s.Returns)
 		}
 	})
+	t.Run("called unreachable while no cadence is known", func(t *testing.T) {
+		t.Parallel()
+		var s signs
+		s.begin(time.Hour)
+		now, _ := s.take(time.Hour, 0, slices.Concat(again, slices.Repeat([]watched{{tx: 10 * ping}, {tx: 148 + 148}}, 3))...)
+		if reason, gone := s.verdict(now); !gone || reason != events.Unreachable {
+			t.Fatalf("%q %v", reason, gone)
+		}
+		gaps := len(s.Gaps)
+		s.take(now, 0, watched{rx: ping})
+		s.resumed(now)
+		if s.Patience != 0 || len(s.Gaps) != gaps || gaps == 0 {
+			t.Errorf("patience of %d misses, %d gaps, want 0 and %d: nobody judged its silence", s.Patience, len(s.Gaps), gaps)
+		}
+	})
 	t.Run("called wrongly for ever", func(t *testing.T) {
 		t.Parallel()
 		s, now := learned()
 		for range 50 {
+			now, _ = s.take(now, 0, slices.Repeat(again, 5)...)
 			s.resumed(now)
 		}
 		if s.Patience != maxPatience {

@@ -76,6 +76,8 @@ type InterfaceState struct {
 	BootID string `json:"bootID,omitempty"`
 	// GoneAt is since when it does not exist, or is not watched; zero while it does and is.
 	GoneAt time.Time `json:"goneAt,omitzero"`
+	// ChangedBoot is when, on the boot clock, it got another key or port last; zero for never in this boot. Sessions that run out after it have that cause.
+	ChangedBoot time.Duration `json:"changedBoot,omitempty"`
 }
 
 func (s *InterfaceState) device() events.Device {
@@ -146,10 +148,9 @@ type iface struct {
 	alive    Now  // in an earlier run within this boot; zero when there was none
 	live     int  // peers whose session had not run out at the last look
 
-	cause   events.Cause                  // of what this look finds to have run out
-	changed time.Duration                 // when, on the boot clock, the interface got another key or port in this run; zero for never
-	at      map[netip.AddrPort]*PeerState // who is, or was last, at an address
-	knocks  map[senderID]*knock           // of keys that were not configured at the last look
+	cause  events.Cause                  // of what this look finds to have run out
+	at     map[netip.AddrPort]*PeerState // who is, or was last, at an address
+	knocks map[senderID]*knock           // of keys that were not configured at the last look
 
 	// ended holds the last handshakes as the latest look found them, when it found the interface down: the device remembers their time, not their keys.
 	ended map[events.Key]time.Time
@@ -164,6 +165,8 @@ func New(cfg Config, interfaces []InterfaceState, peers []PeerState, keys []KeyS
 		i.InterfaceState = s
 		if i.BootID == cfg.BootID && cfg.BootID != "" {
 			i.alive = cfg.Alive
+		} else {
+			i.ChangedBoot = 0
 		}
 		t.interfaces[s.Name] = i
 	}
@@ -496,6 +499,7 @@ func (t *Tracker) down(now Now, i *iface, reason events.DownReason) {
 func (t *Tracker) up(now Now, i *iface, d Device) {
 	fresh := InterfaceState{
 		Name: d.Name, Ifindex: d.Ifindex, Up: true, PublicKey: d.PublicKey, ListenPort: d.ListenPort, BootID: t.cfg.BootID,
+		ChangedBoot: i.ChangedBoot,
 	}
 	if i.InterfaceState == fresh {
 		return
@@ -520,7 +524,7 @@ func (t *Tracker) up(now Now, i *iface, d Device) {
 		c.ListenPort = &events.Change[int]{From: was.ListenPort, To: d.ListenPort}
 	}
 	if c != (events.DeviceChanges{}) {
-		i.changed = now.Boot
+		i.ChangedBoot = now.Boot
 		t.Say(now.Wall, &events.DeviceChanged{Common: t.common(now, i), Device: i.device(), Changes: c})
 	}
 }
