@@ -30,7 +30,7 @@ func TestExitCodes(t *testing.T) {
 		"health of nobody": {[]string{"health"}, map[string]string{"PROBE_STATE": file}, 1, "", "not well: "},
 		"health of what":   {[]string{"health", "now"}, nil, 2, "", `unexpected argument "health"`},
 		"wrong values":     {nil, map[string]string{"PROBE_ENDPOINT": "x", "PROBE_LOG_LEVEL": "y", "NATS_URL": "s3cret"}, 2, "", "PROBE_ENDPOINT: "},
-		"a misspelt name":  {nil, map[string]string{"PROBE_INTERFACE": "wg0"}, 2, "", "PROBE_INTERFACE: there is no such variable"},
+		"a misspelt name":  {nil, map[string]string{"PROBE_INTERFACE": "wg0"}, 2, "", "PROBE_INTERFACE: there is no such variable: there are PROBE_ENDPOINT, PROBE_INTERFACES, "},
 		"no state":         {nil, map[string]string{"PROBE_STATE": file}, 1, "", file + ": not a directory (PROBE_STATE names the directory)"},
 		"no key":           {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": "/missing/key"}, 2, "", "key file /missing/key (NATS_NKEY_FILE): no such file or directory: `notifier keys` makes one"},
 		"a wrong key":      {nil, map[string]string{"PROBE_STATE": file + ".d", "NATS_NKEY_FILE": file}, 2, "", file + " holds no nkey seed"},

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -237,16 +238,19 @@ func parseAddress(s string) (Address, error) {
 
 // misspelt names variables with our prefix that mean nothing. Kubernetes sets some of that prefix when a service is called probe; those are not ours.
 func misspelt(environ []string) []error {
-	known := map[string]bool{}
+	var known []string
 	for field := range reflect.TypeFor[environment]().Fields() {
-		known[field.Tag.Get("envconfig")] = true
+		if name := field.Tag.Get("envconfig"); strings.HasPrefix(name, "PROBE_") {
+			known = append(known, name)
+		}
 	}
+	slices.Sort(known)
 	var problems []error
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
 		foreign := strings.HasPrefix(name, "PROBE_PORT") || strings.HasPrefix(name, "PROBE_SERVICE_")
-		if strings.HasPrefix(name, "PROBE_") && !known[name] && !foreign {
-			problems = append(problems, fmt.Errorf("%s: there is no such variable (probe -h lists them)", name))
+		if strings.HasPrefix(name, "PROBE_") && !slices.Contains(known, name) && !foreign {
+			problems = append(problems, fmt.Errorf("%s: there is no such variable: there are %s", name, strings.Join(known, ", ")))
 		}
 	}
 	return problems
