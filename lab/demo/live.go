@@ -39,10 +39,7 @@ func (s *story) live(ctx context.Context) error {
 	}
 	s.say("erin-router goes without a word (WireGuard has none): unreachable when nobody answers the hub, or gone when the keys expire, after 180 s")
 
-	happenings := []struct {
-		text string
-		do   func(context.Context) error
-	}{
+	return cycle(ctx, []happening{
 		{"carol-desktop is configured again", func(ctx context.Context) error {
 			awake = append(awake, s.carol())
 			return s.addAgain(ctx, s.carol())
@@ -53,24 +50,42 @@ func (s *story) live(ctx context.Context) error {
 			return s.remove(ctx, s.carol())
 		}},
 		{"bob-phone moves to another network", func(ctx context.Context) error { return s.roam(ctx, s.bob()) }},
-	}
-	for i := 0; ; i++ {
+	}, func(ctx context.Context) (*happening, error) {
 		if err := s.rest(ctx, awake); err != nil {
-			return err
+			return nil, err
 		}
-		if s.gone(s.erin(), left) {
-			s.say("erin-router is back")
+		if !s.gone(s.erin(), left) {
+			return nil, nil
+		}
+		return &happening{"erin-router comes back, and goes without a word again", func(ctx context.Context) error {
 			if err := s.connect(ctx, s.erin()); err != nil {
 				return err
 			}
 			left = s.lab.Sink.Len()
-			if err := s.erin().Down(); err != nil {
-				return err
-			}
-			continue
+			return s.erin().Down()
+		}}, nil
+	}, s.say)
+}
+
+// happening is something that is done to the lab, and said before.
+type happening struct {
+	text string
+	do   func(context.Context) error
+}
+
+// cycle does one of round after another, over and over, until something fails. Before each it asks between, which rests and may come up with
+// something else: that comes first, and none of round is left out for it, for each builds on the one before.
+func cycle(ctx context.Context, round []happening, between func(context.Context) (*happening, error), say func(string)) error {
+	for i := 0; ; {
+		h, err := between(ctx)
+		if err != nil {
+			return err
 		}
-		h := happenings[i%len(happenings)]
-		s.say(h.text)
+		if h == nil {
+			h = &round[i%len(round)]
+			i++
+		}
+		say(h.text)
 		if err := h.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", h.text, err)
 		}

@@ -76,3 +76,31 @@ func TestBecause(t *testing.T) {
 		t.Errorf("interrupted: %v", got)
 	}
 }
+
+func TestCycleLeavesNothingOut(t *testing.T) {
+	t.Parallel()
+	enough := errors.New("enough")
+	var said, done []string
+	thing := func(text string) happening {
+		return happening{text, func(context.Context) error { done = append(done, text); return nil }}
+	}
+	between := func(context.Context) (*happening, error) {
+		switch len(done) {
+		case 2, 3, 7:
+			h := thing("erin is back")
+			return &h, nil
+		case 9:
+			return nil, enough
+		}
+		return nil, nil
+	}
+	err := cycle(t.Context(), []happening{thing("add"), thing("home"), thing("remove"), thing("away")}, between,
+		func(text string) { said = append(said, text) })
+	if !errors.Is(err, enough) {
+		t.Errorf("error %v", err)
+	}
+	want := []string{"add", "home", "erin is back", "erin is back", "remove", "away", "add", "erin is back", "home"}
+	if !slices.Equal(done, want) || !slices.Equal(said, want) {
+		t.Errorf("said %q, did %q, want %q", said, done, want)
+	}
+}

@@ -47,8 +47,22 @@ func TestHealth(t *testing.T) {
 		ask(t, 1, "not well: the broker is not connected", "NATS_URL")
 		d.stop()
 	})
+	t.Run("its directory is made for a broker elsewhere, too", func(t *testing.T) {
+		made := filepath.Join(state, "made", "here")
+		t.Setenv("NOTIFIER_STATE", made)
+		t.Setenv("NATS_URL", "nats://127.0.0.1:1")
+		t.Setenv("NOTIFIER_VERIFY", "false")
+		d := &daemon{t, &buffer{}, make(chan int, 1)}
+		go func() { d.code <- run(nil, d.log, d.log) }()
+		d.says("broker not reached")
+		ask(t, 1, "not well: the broker is not connected")
+		d.stop()
+		if info, err := os.Stat(made); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%v, error %v, want mode 0700", info, err)
+		}
+	})
 	t.Run("it cannot have a socket", func(t *testing.T) {
-		t.Setenv("NOTIFIER_STATE", filepath.Join(state, "nowhere"))
+		t.Setenv("NOTIFIER_STATE", "/proc/nowhere") // where not even root makes a directory
 		t.Setenv("NATS_URL", "nats://127.0.0.1:1")
 		t.Setenv("NOTIFIER_VERIFY", "false")
 		d := &daemon{t, &buffer{}, make(chan int, 1)}

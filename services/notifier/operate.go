@@ -190,7 +190,11 @@ func deadVerb(ctx context.Context, verb string, args []string, stdout, stderr io
 	}
 	switch {
 	case len(numbers) == 0:
-		fmt.Fprintln(stderr, "notifier: no dead letter is selected"+misspelt(ctx, stream, sel.Hook))
+		none := "no dead letter is selected" + misspelt(ctx, stream, sel.Hook)
+		if sel.All() {
+			none = "there is no dead letter"
+		}
+		fmt.Fprintln(stderr, "notifier: "+none)
 		if verb == "list" {
 			return 0
 		}

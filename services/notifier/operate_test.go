@@ -340,7 +340,8 @@ func TestAnOperatorSeesAndMendsWhatHappened(t *testing.T) {
 
 	expect(t, 1, "-yes removes these 2 letters", "dead", "discard", "-all")
 	expect(t, 0, "removed: 2 of 2 letters", "dead", "discard", "-all", "-yes")
-	expect(t, 0, "no dead letter is selected", "dead", "list")
+	expect(t, 0, "there is no dead letter", "dead", "list")
+	expect(t, 0, "no dead letter is selected", "dead", "list", "-hook", "chat")
 
 	// alice and mallory to two hooks, mallory once more in vain and twice well.
 	var log []map[string]any

@@ -109,7 +109,8 @@ Root owns the sockets of userspace devices (/var/run/wireguard), though, so thos
 read while the probe runs must belong to its user: names, credentials and certificates. A key may be anybody's, if the start may read it.
 
 A probe that answers, and can read an interface if there are any, is well. While the broker is away it is well, too, for it keeps the events.
-It is not when the broker refuses a peer's state because the probe's key is another node's: nobody who verifies believes its events.
+It is not when the broker refuses a peer's state because the probe's key is another node's: nobody who verifies believes its events. Nor is it when
+the broker refuses events because the key is not a probe's.
 
 `)
 	if err := config.Usage(stdout); err != nil {

@@ -46,8 +46,11 @@ func (h *health) report() string {
 	return well + "the broker is connected, and every hook has its place in the stream"
 }
 
-// listenHealth makes the socket in dir. One that an earlier notifier left is replaced, one that another serves is not.
+// listenHealth makes the socket in dir, and dir where it is missing: only an embedded broker has made it before. One that an earlier notifier left is replaced, one that another serves is not.
 func listenHealth(dir string) (net.Listener, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(dir, healthSocket)
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()

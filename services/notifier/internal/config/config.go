@@ -379,7 +379,7 @@ func (l *loader) hooksFile(variable, path string, taken map[string]string) []Hoo
 	l.problems = append(l.problems, parsed.problems...)
 	l.warnings = append(l.warnings, parsed.warnings...)
 	if parsed.inline && f.open {
-		l.warn("hooks file %s holds secrets and is readable by everybody: chmod o-r, or move them to files", path)
+		l.warn("hooks file %s holds a URL, a header or a secret, and is readable by everybody: chmod o-r, or move them to files", path)
 	}
 	for _, h := range parsed.hooks {
 		if len(h.Secrets) == 0 {

@@ -96,7 +96,7 @@ func TestLoad(t *testing.T) {
 			func(c *Config) {
 				c.Hooks = []Hook{ops}
 				c.Warnings = []string{
-					"hooks file " + openHooks + " holds secrets and is readable by everybody: chmod o-r, or move them to files",
+					"hooks file " + openHooks + " holds a URL, a header or a secret, and is readable by everybody: chmod o-r, or move them to files",
 					"hook ops has no secret, so its requests are not signed (secret or secret_file)",
 				}
 			},

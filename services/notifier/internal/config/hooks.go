@@ -359,7 +359,7 @@ func (p *hooksParser) nameOf(m *ast.MappingNode, h *Hook) {
 func (p *hooksParser) unfit(n ast.Node, field, want string) {
 	switch n.(type) {
 	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode:
-		p.wrong(n, field, "anchors, aliases and tags are not supported: write the value out")
+		p.wrong(n, field, "anchors, aliases and tags are not supported: write the value out, with quotes if it begins with *, & or !")
 	default:
 		p.wrong(n, field, "want %s", want)
 	}

@@ -231,6 +231,9 @@ func (c *Consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return nil, errNotConnected
 	}
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, fmt.Errorf("the broker has no stream %s: `notifier provision` makes it", c.Source.Stream)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read stream %s: %w", c.Source.Stream, err)
 	}

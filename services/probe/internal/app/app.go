@@ -120,8 +120,12 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	}
 	log.Info("privileges are given up", "capabilities", held.Capabilities, "bounding", held.Bounding, "no_new_privs", true, "landlock", held.Landlock)
 
-	var denied atomic.Bool // the broker refuses states of this node, and has taken none since
-	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, identity, metrics.Clashed, func() { denied.Store(true) }, log)
+	var denied atomic.Int32 // what the broker refuses (publish.Denied), and has taken none of since
+	nc, reconnected, err := publish.Connect(ctx, cfg.NATS, cfg.Node, identity, metrics.Clashed, func(d publish.Denied) {
+		if d == publish.DeniesEvents || denied.Load() == 0 { // who may not tell events is not asked what node it is
+			denied.Store(int32(d))
+		}
+	}, log)
 	if err != nil {
 		return Misconfigured{err}
 	}
@@ -167,7 +171,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 			return health.Serve(gctx, questions, func() health.Report {
 				ctx, cancel := context.WithTimeout(gctx, answerIn)
 				defer cancel()
-				return report(ctx, e, nc.IsConnected(), denied.Load(), ob.Depth())
+				return report(ctx, e, nc.IsConnected(), publish.Denied(denied.Load()), ob.Depth())
 			})
 		})
 	}
@@ -176,14 +180,19 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	return err
 }
 
-// taken are metrics that tell when the broker takes a state again.
+// taken are metrics that tell when the broker takes again what it has refused.
 type taken struct {
 	*telemetry.Metrics
-	denied *atomic.Bool
+	denied *atomic.Int32
+}
+
+func (t taken) Published(took time.Duration, duplicate bool) {
+	t.denied.CompareAndSwap(int32(publish.DeniesEvents), 0)
+	t.Metrics.Published(took, duplicate)
 }
 
 func (t taken) StatePublished() {
-	t.denied.Store(false)
+	t.denied.Store(0)
 	t.Metrics.StatePublished()
 }
 

@@ -132,7 +132,7 @@ func TestReport(t *testing.T) {
 	e, ob := newTestEngine(t, t.TempDir())
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r := report(over, e, true, false, 0); r.Well || !strings.Contains(r.Text, "has taken in nothing for 2.5s") {
+	if r := report(over, e, true, 0, 0); r.Well || !strings.Contains(r.Text, "has taken in nothing for 2.5s") {
 		t.Errorf("of an engine that stands still: %s", r)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -143,11 +143,14 @@ func TestReport(t *testing.T) {
 		true:  "watches no WireGuard interface yet; the broker is connected; 3 events wait for it",
 		false: "watches no WireGuard interface yet; the broker is not connected, events are kept; 3 events wait for it",
 	} {
-		if r := report(t.Context(), e, connected, false, 3); !r.Well || r.Text != want {
+		if r := report(t.Context(), e, connected, 0, 3); !r.Well || r.Text != want {
 			t.Errorf("got %q, want %q", r, want)
 		}
 	}
-	if r := report(t.Context(), e, true, true, 0); r.Well || !strings.Contains(r.Text, "the key is another node's (PROBE_NODE)") {
+	if r := report(t.Context(), e, true, publish.DeniesEvents, 3); r.Well || !strings.Contains(r.Text, "the key is not a probe's (NATS_NKEY_FILE); 3 events wait for it") {
+		t.Errorf("events are refused: %+v", r)
+	}
+	if r := report(t.Context(), e, true, publish.DeniesStates, 0); r.Well || !strings.Contains(r.Text, "the key is another node's (PROBE_NODE)") {
 		t.Errorf("of a key of another node: %s", r)
 	}
 	cancel()
@@ -158,7 +161,7 @@ func TestReport(t *testing.T) {
 	for other, well := range map[bool]bool{false: true, true: false} {
 		e.watched["wg1"].failing = other
 		go func() { (<-e.asked) <- e.condition() }()
-		r := report(t.Context(), e, true, false, 0)
+		r := report(t.Context(), e, true, 0, 0)
 		if r.Well != well || !strings.Contains(r.Text, "watches wg0, wg1; cannot read wg0") {
 			t.Errorf("with wg1 unreadable %t: %s", other, r)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/wgherald/wgherald/services/probe/internal/health"
+	"github.com/wgherald/wgherald/services/probe/internal/publish"
 )
 
 // condition is how the engine is.
@@ -34,8 +35,9 @@ const answerIn = health.Patience / 2
 // report asks the engine how it is, from another goroutine, until ctx ends, which is after answerIn. An engine that answers also stores: it does both in
 // one goroutine, at least once in tracker.StoreInterval, and a store that fails ends the probe. A broker that is away makes nobody ill, for the probe stores.
 //
-// A broker that denies the probe this node does: what it stores then is lost on who verifies.
-func report(ctx context.Context, e *engine, connected, denied bool, waiting int) health.Report {
+// A broker that denies the probe this node does: what it stores then is lost on who verifies. So does one that denies it events: none is told until somebody
+// gives the probe another key.
+func report(ctx context.Context, e *engine, connected bool, denied publish.Denied, waiting int) health.Report {
 	reply := make(chan condition, 1)
 	select {
 	case e.asked <- reply:
@@ -52,12 +54,14 @@ func report(ctx context.Context, e *engine, connected, denied bool, waiting int)
 	switch {
 	case !connected:
 		broker = "the broker is not connected, events are kept"
-	case denied:
+	case denied == publish.DeniesEvents:
+		broker = "the broker refuses events of this login, which are kept: the key is not a probe's (NATS_NKEY_FILE)"
+	case denied == publish.DeniesStates:
 		broker = "the broker refuses the states of this node: the key is another node's (PROBE_NODE), and nobody who verifies believes its events"
 	}
 	parts = append(parts, broker, fmt.Sprintf("%d events wait for it", waiting))
 	return health.Report{
-		Well: !denied && (len(c.watched) == 0 || len(c.unreadable) < len(c.watched)),
+		Well: denied == 0 && (len(c.watched) == 0 || len(c.unreadable) < len(c.watched)),
 		Text: strings.Join(parts, "; "),
 	}
 }

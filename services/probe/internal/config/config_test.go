@@ -113,7 +113,7 @@ func TestWrongValues(t *testing.T) {
 		{"NATS_CREDS_FILE", "-----BEGIN NATS USER JWT----- s3cret", "want the path of a file, not what is in it"},
 		{"NATS_CA_FILE", "-----BEGIN CERTIFICATE-----", "want the path of a file, not what is in it"},
 		{"PROBE_INTERFACE", "wg0", "there is no such variable: did you mean PROBE_INTERFACES?"},
-		{"PROBE_PORTAL", "s3cret", "there is no such variable (probe -h lists them)"},
+		{"PROBE_PORTAL", "s3cret", "there is no such variable: there are PROBE_ENDPOINT, "},
 		{"NATS_NKEYFILE", "s3cret", "there is no such variable: did you mean NATS_NKEY_FILE?"},
 	} {
 		_, err := load(t, map[string]string{tt.variable: tt.value})

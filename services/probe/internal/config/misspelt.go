@@ -29,7 +29,8 @@ func misspelt(environ []string) []error {
 		case s != "":
 			problems = append(problems, fmt.Errorf("%s: there is no such variable: did you mean %s?", name, s))
 		case ours:
-			problems = append(problems, fmt.Errorf("%s: there is no such variable (probe -h lists them)", name))
+			all := slices.DeleteFunc(slices.Sorted(slices.Values(known)), func(k string) bool { return !strings.HasPrefix(k, "PROBE_") })
+			problems = append(problems, fmt.Errorf("%s: there is no such variable: there are %s", name, strings.Join(all, ", ")))
 		}
 	}
 	return problems

@@ -25,11 +25,11 @@ const InboxPrefix = "_INBOX_probe"
 // broker while the probe waits. Nothing is buffered while it is down, for the outbox does that on disk. The channel receives a value when the
 // connection is up again. When ctx ends, a connection that is up stays until it is closed, and one that is not is not tried for any longer.
 //
-// Each ack for another process that publishes as this node is counted by clashed. Each state that the broker refuses to the key of another node is told to
-// denied: of the events, only who verifies them knows. Both may be called by any goroutine.
+// Each ack for another process that publishes as this node is counted by clashed. What the broker refuses is told to denied: each state, which it does to the
+// key of another node, while of the events only who verifies them knows; and each event. Both may be called by any goroutine.
 //
 // An error is a matter of configuration: a file that cannot be read, an address that is none.
-func Connect(ctx context.Context, c config.NATS, node string, id Identity, clashed, denied func(), log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
+func Connect(ctx context.Context, c config.NATS, node string, id Identity, clashed func(), denied func(Denied), log *slog.Logger) (*nats.Conn, <-chan struct{}, error) {
 	up := make(chan struct{}, 1)
 	log = log.With("component", "broker")
 	others := clash{inboxes: newInboxes(node), count: clashed, log: log, from: time.Now().Add(clashGrace)}
@@ -79,8 +79,11 @@ func Connect(ctx context.Context, c config.NATS, node string, id Identity, clash
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away(err) }),
 		// A denied publish is told here alone; its sender sees a time-out.
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if c.NkeyFile != "" && deniesState(err) { // other logins may have none of the rights that `notifier keys` gives
-				denied()
+			switch {
+			case deniesEvent(err):
+				denied(DeniesEvents)
+			case c.NkeyFile != "" && deniesState(err): // other logins may have none of the rights that `notifier keys` gives
+				denied(DeniesStates)
 			}
 			away(err)
 		}),

@@ -38,7 +38,7 @@ func TestConnectErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc, _, err := publish.Connect(t.Context(), tt.config, "vpn-1", publish.Identity{}, func() {}, func() {}, slog.New(slog.DiscardHandler))
+			nc, _, err := publish.Connect(t.Context(), tt.config, "vpn-1", publish.Identity{}, func() {}, func(publish.Denied) {}, slog.New(slog.DiscardHandler))
 			if err == nil {
 				nc.Close()
 				t.Fatal("no error")
@@ -65,7 +65,7 @@ func TestLoginIsNotLogged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			log := &lines{}
-			nc, up, err := publish.Connect(t.Context(), config.NATS{URL: tt.url}, "vpn-1", publish.Identity{Public: "UTHIS"}, func() {}, func() {}, slog.New(slog.NewTextHandler(log, nil)))
+			nc, up, err := publish.Connect(t.Context(), config.NATS{URL: tt.url}, "vpn-1", publish.Identity{Public: "UTHIS"}, func() {}, func(publish.Denied) {}, slog.New(slog.NewTextHandler(log, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,6 +27,9 @@ func explainConnect(err error, public string) error {
 		advice = "the broker refuses the states of this node, as it does where the probe's key is another node's, and then nobody who verifies believes its events either:" +
 			" set PROBE_NODE to the node of the key, which `notifier keys -list` shows," +
 			" or give the key this node with `notifier keys -probe NAME=NODE`, and have the broker read its configuration (compose did the first: restart nats)"
+	case deniesEvent(err):
+		advice = "the broker refuses events of this login, as it does where the key is not a probe's, and they are kept:" +
+			" set NATS_NKEY_FILE to a probe.nk, which the notifier makes for the broker that it embeds, and `notifier keys` for others"
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		advice = "the broker has no TLS: switch it on there, or take tls:// and the NATS_CA_FILE, NATS_CERT_FILE and NATS_KEY_FILE out here"
 	default:
@@ -36,6 +39,19 @@ func explainConnect(err error, public string) error {
 		return err
 	}
 	return fmt.Errorf("%s (%w)", advice, err)
+}
+
+// Denied is what the broker refuses to this login.
+type Denied int32
+
+const (
+	DeniesStates Denied = iota + 1 // those of the peers of this node
+	DeniesEvents
+)
+
+// deniesEvent reports whether the broker refuses an event, which any probe may publish.
+func deniesEvent(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `Publish to "wg.`)
 }
 
 // deniesState reports whether the broker refuses a peer's state of this node: a probe's key may write those of its own node alone.

@@ -1,10 +1,22 @@
 package publish
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 )
+
+// TestNoAck: one that does not come has causes that differ much, and the probe cannot tell them apart.
+func TestNoAck(t *testing.T) {
+	t.Parallel()
+	got := explain(context.DeadlineExceeded).Error()
+	for _, part := range []string{"no ack within 5s", "away", "overloaded", "denies this identity the subject", "read its configuration once more"} {
+		if !strings.Contains(got, part) {
+			t.Errorf("it does not say %q: %s", part, got)
+		}
+	}
+}
 
 // TestAlerts: what the broker thinks of a client's certificate comes after the handshake (TLS 1.3), and sometimes is lost with the connection, so here are the texts.
 func TestAlerts(t *testing.T) {

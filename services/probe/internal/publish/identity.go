@@ -30,7 +30,7 @@ func LoadIdentity(path string, mayMake bool) (Identity, error) {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return Identity{}, fmt.Errorf("key file %s (NATS_NKEY_FILE): %w: `notifier keys` makes one", path, err)
+		return Identity{}, fmt.Errorf("key file %s (NATS_NKEY_FILE): %w: `notifier keys` makes one, and the notifier does for the broker that it embeds", path, err)
 	case errors.Is(err, fs.ErrPermission):
 		return Identity{}, fmt.Errorf("key file %s: %w: the probe runs as user %d, who has to own it", path, err, os.Geteuid())
 	case err != nil:

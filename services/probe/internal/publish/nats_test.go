@@ -93,7 +93,7 @@ func publisher(t *testing.T, b *bench, c config.NATS, id publish.Identity) (stop
 	t.Helper()
 	log = &lines{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	nc, reconnected, err := publish.Connect(t.Context(), c, "vpn-1", id, func() {}, func() { b.denied.Store(true) }, logger)
+	nc, reconnected, err := publish.Connect(t.Context(), c, "vpn-1", id, func() {}, func(d publish.Denied) { b.denied.Store(int32(d)) }, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +303,7 @@ func TestKeyOfAnotherNode(t *testing.T) {
 	b := newBench(t, nil)
 	b.commit(true, "A")
 	_, log := publisher(t, b, config.NATS{URL: s.ClientURL(), NkeyFile: file}, id)
-	eventually(t, "it is told", b.denied.Load)
+	eventually(t, "it is told", func() bool { return publish.Denied(b.denied.Load()) == publish.DeniesStates })
 	for _, part := range []string{"refuses the states of this node", "key is another node's", "PROBE_NODE", "`notifier keys -list`"} {
 		if !strings.Contains(log.String(), part) {
 			t.Errorf("the log does not say %q:\n%s", part, log)
@@ -311,5 +311,30 @@ func TestKeyOfAnotherNode(t *testing.T) {
 	}
 	if strings.Contains(log.String(), "not reached") {
 		t.Errorf("the broker was reached:\n%s", log)
+	}
+}
+
+// TestKeyOfNoProbe: who has a reader's key, say, in place of a probe's is connected, and told nothing by its acks but that there are none.
+func TestKeyOfNoProbe(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "reader.nk")
+	id, err := publish.LoadIdentity(file, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, t.TempDir(), -1, func(o *server.Options) {
+		o.Nkeys = []*server.NkeyUser{{Nkey: id.Public, Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{"$JS.API.STREAM.INFO.WG_EVENTS"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"wg.peer.*", "_INBOX_reader.>"}},
+		}}}
+	})
+	b := newBench(t, nil)
+	b.commit(true, "A")
+	_, log := publisher(t, b, config.NATS{URL: s.ClientURL(), NkeyFile: file}, id)
+	eventually(t, "it is told", func() bool { return publish.Denied(b.denied.Load()) == publish.DeniesEvents })
+	for _, part := range []string{"refuses events of this login", "not a probe's", "NATS_NKEY_FILE", "probe.nk"} {
+		if !strings.Contains(log.String(), part) {
+			t.Errorf("the log does not say %q:\n%s", part, log)
+		}
 	}
 }

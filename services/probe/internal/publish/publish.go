@@ -389,7 +389,7 @@ func explain(err error) error {
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("no stream takes this subject (make the streams with `notifier provision`): %w", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-		return fmt.Errorf("no ack within %s (the broker is away, overloaded, or denies this identity the subject): %w", ackTimeout, err)
+		return fmt.Errorf("no ack within %s (the broker is away, overloaded, denies this identity the subject, or has to read its configuration once more, where this probe is new to it): %w", ackTimeout, err)
 	case errors.Is(err, context.Canceled):
 		return errors.New("the connection broke before the ack")
 	default:

@@ -160,7 +160,7 @@ type bench struct {
 	outbox      *outbox.Outbox
 	broker      *fakeBroker
 	counts      counts
-	denied      atomic.Bool // a real broker refused a state
+	denied      atomic.Int32 // what a real broker refused last
 	reconnected chan struct{}
 	stop        func() // ends Run's context
 	ended       chan error

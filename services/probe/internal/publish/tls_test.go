@@ -120,7 +120,7 @@ func TestTLS(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			log := &lines{}
-			nc, _, err := publish.Connect(t.Context(), tt.config, "vpn-1", publish.Identity{}, func() {}, func() {}, slog.New(slog.NewTextHandler(log, nil)))
+			nc, _, err := publish.Connect(t.Context(), tt.config, "vpn-1", publish.Identity{}, func() {}, func(publish.Denied) {}, slog.New(slog.NewTextHandler(log, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
