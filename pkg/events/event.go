@@ -102,8 +102,10 @@ var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPad
 // id returns the first 16 bytes of SHA-256 over the epoch, a line feed, the source, a line feed and the counter, in lower-case base32 (RFC 4648)
 // without padding: 26 characters. It is no function of the content, because the same fact may happen twice.
 func id(source string, seq Sequence) string {
-	epoch, n, _ := strings.Cut(seq.String(), "-")
-	sum := sha256.Sum256([]byte(epoch + "\n" + source + "\n" + n))
+	var room [256]byte
+	text := append(appendDigits(room[:0], seq.Epoch, epochDigits), '\n')
+	text = append(append(text, source...), '\n')
+	sum := sha256.Sum256(appendDigits(text, seq.N, counterDigits))
 	return lowerBase32.EncodeToString(sum[:16])
 }
 

@@ -9,6 +9,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -520,5 +521,21 @@ func TestReadsNoClock(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+func TestSequencesAreWrittenAsPackageFmtWouldWriteThem(t *testing.T) {
+	t.Parallel()
+	numbers := []uint64{0, math.MaxUint64}
+	for n := uint64(1); n < math.MaxUint64/10; n *= 10 {
+		numbers = append(numbers, n-1, n, n+1)
+	}
+	for _, epoch := range numbers {
+		for _, n := range numbers {
+			s := Sequence{Epoch: epoch, N: n}
+			if want := fmt.Sprintf("%013d-%020d", epoch, n); s.String() != want {
+				t.Errorf("%s, want %s", s, want)
+			}
+		}
 	}
 }
