@@ -88,8 +88,10 @@ type session struct {
 	// seen is a time of the broker: everything that it stored until then has arrived.
 	seen time.Time
 	// tail is the last delivery that is known of, by the numbers of the stream and of the consumer: from it, a hole in the stream's shows.
-	tail    jetstream.SequenceInfo
-	auditAt time.Time // when to look next at what the stream has dropped
+	tail jetstream.SequenceInfo
+	// overtaken is tail before an answer moved it: what the server delivered in between may be for us and not here yet, and have the hole before it.
+	overtaken jetstream.SequenceInfo
+	auditAt   time.Time // when to look next at what the stream has dropped
 
 	handedBack string // where the message that was handed back last is acknowledged
 
@@ -122,6 +124,7 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 		start:         cons.CachedInfo().AckFloor.Stream + 1,
 		next:          cons.CachedInfo().Delivered.Stream + 1,
 		tail:          sequences(cons.CachedInfo()),
+		overtaken:     sequences(cons.CachedInfo()),
 		outcomes:      make(chan outcome, n), // never more than n
 		confirmations: make(chan confirmation),
 		answers:       make(chan answer),
