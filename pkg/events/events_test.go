@@ -9,9 +9,11 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -371,7 +373,8 @@ func TestState(t *testing.T) {
 	}
 }
 
-// FuzzDecode looks for bytes that crash Decode, or that decode to an event which does not survive being encoded and decoded again.
+// FuzzDecode looks for bytes that crash Decode, that its two ways read differently, or that decode to an event which does not survive being encoded and decoded
+// again.
 func FuzzDecode(f *testing.F) {
 	for _, t := range Types() {
 		file, err := os.ReadFile(golden(t))
@@ -382,6 +385,12 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte(`{"specversion":"1.0","type":"wg.peer.new","datacontenttype":"application/json","data":{}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
+		if atOnce, ok := decodeAtOnce(body); ok {
+			inSteps, err := decodeInSteps(body)
+			if err != nil || !reflect.DeepEqual(atOnce, inSteps) {
+				t.Fatalf("read at once %+v, in steps %+v, %v", atOnce, inSteps, err)
+			}
+		}
 		e, err := Decode(body)
 		if err != nil {
 			return
@@ -520,5 +529,83 @@ func TestReadsNoClock(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// The two ways must not only agree: what the probe writes must take the short one.
+func TestWhatIsEncodedIsDecodedAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, typ := range append(Types(), "wg.peer.new") {
+		body := edit(t, PeerConnected, func(e, _ map[string]any) { e["type"] = "wg.peer.new" })
+		if typ != "wg.peer.new" {
+			var err error
+			if body, err = os.ReadFile(golden(typ)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, err := decodeInSteps(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err = e.Encode(); err != nil {
+			t.Fatal(err)
+		}
+		again, ok := decodeAtOnce(body)
+		if !ok || !reflect.DeepEqual(again, e) {
+			t.Errorf("%s: %v %+v, want %+v", typ, ok, again, e)
+		}
+	}
+}
+
+func TestWhatNeedsMoreThanOneLookIsReadAllTheSame(t *testing.T) {
+	t.Parallel()
+	good, err := os.ReadFile(golden(PeerConnected))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := decodeInSteps(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string][2]string{
+		"the type after a blank":                  {`"type":"`, `"type": "`},
+		"another member that is called so":        {`"specversion"`, `"x":{"type":"wg.peer.added"},"specversion"`},
+		"one that is no type":                     {`"specversion"`, `"x":{"type":""},"specversion"`},
+		"the type of a data that it does not fit": {`"specversion"`, `"x":{"type":"wg.probe.started"},"specversion"`},
+	} {
+		body := strings.Replace(string(good), change[0], change[1], 1)
+		if body == string(good) {
+			t.Fatalf("%s: nothing is changed", name)
+		}
+		if e, err := Decode([]byte(body)); err != nil || !reflect.DeepEqual(e, want) {
+			t.Errorf("%s: %+v, %v", name, e, err)
+		}
+	}
+	for _, data := range []string{`null`, `[]`, `"x"`, `1`, ``} {
+		for _, typ := range []string{"wg.peer.connected", "wg.peer.new"} {
+			body := `{"specversion":"1.0","type":"` + typ + `","datacontenttype":"application/json","data":` + data + `}`
+			if data == "" {
+				body = strings.Replace(body, `,"data":`, "", 1)
+			}
+			if _, err := Decode([]byte(body)); err == nil || !strings.Contains(err.Error(), "data is missing or no object") {
+				t.Errorf("%s: error %v", body, err)
+			}
+		}
+	}
+}
+
+func TestSequencesAreWrittenAsPackageFmtWouldWriteThem(t *testing.T) {
+	t.Parallel()
+	numbers := []uint64{0, math.MaxUint64}
+	for n := uint64(1); n < math.MaxUint64/10; n *= 10 {
+		numbers = append(numbers, n-1, n, n+1)
+	}
+	for _, epoch := range numbers {
+		for _, n := range numbers {
+			s := Sequence{Epoch: epoch, N: n}
+			if want := fmt.Sprintf("%013d-%020d", epoch, n); s.String() != want {
+				t.Errorf("%s, want %s", s, want)
+			}
+		}
 	}
 }

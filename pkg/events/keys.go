@@ -12,8 +12,10 @@ const maxKeys = 256
 // checkKeys returns an error that names a key which an object of a valid JSON text has twice, in the same or another case: package json takes keys in any
 // case and the last of them, others take them as they are, or the first.
 func checkKeys(text []byte) error {
-	var keys [][]byte // of all objects that are open
-	var open []int    // where the keys of each open object or array begin
+	var roomForKeys [48][]byte // more than an event of the catalogue has
+	var roomForOpen [16]int
+	keys := roomForKeys[:0] // of all objects that are open
+	open := roomForOpen[:0] // where the keys of each open object or array begin
 	for i := 0; i < len(text); i++ {
 		switch text[i] {
 		case '{', '[':

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -29,6 +30,10 @@ var version = "dev"
 // cutOff is how long after a signal the service ends in any case. Everything has shorter bounds of its own, so only what nobody can bound is left to it: a disk
 // that hangs, a log that nobody reads. What is stored is whole at any time, as after kill -9.
 const cutOff = 4500 * time.Millisecond
+
+// gcPercent bounds the garbage on the heap, in percent of what is in use. With 100, the default of Go, a hundred hooks that are all busy take a quarter more memory, and
+// a seventh less processor time. Such a rush is short, and what the heap has grown to stays. GOGC, where it is set, counts instead.
+const gcPercent = 50
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -88,6 +93,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // serve is the service itself.
 func serve(ctx context.Context, stderr io.Writer) int {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)

@@ -21,8 +21,11 @@ func sequences(info *jetstream.ConsumerInfo) jetstream.SequenceInfo {
 
 // noticeHole reports what the server passed over right before this message.
 func (s *session) noticeHole(meta *nats.MsgMetadata) {
-	if at := meta.Sequence.Stream; meta.Sequence.Consumer == s.tail.Consumer+1 && at > s.tail.Stream {
-		s.lost(s.tail.Stream, at-1)
+	at := meta.Sequence.Stream
+	for _, before := range []jetstream.SequenceInfo{s.tail, s.overtaken} {
+		if meta.Sequence.Consumer == before.Consumer+1 && at > before.Stream {
+			s.lost(before.Stream, at-1)
+		}
 	}
 	s.tail = jetstream.SequenceInfo{Stream: max(s.tail.Stream, meta.Sequence.Stream), Consumer: meta.Sequence.Consumer}
 }
@@ -33,8 +36,8 @@ func (s *session) noticeDropped(a answer) {
 	if a.first > 0 {
 		s.lost(sequences(a.info).Stream, a.first-1)
 	}
-	if s.pin == "" {
-		s.tail = sequences(a.info)
+	if now := sequences(a.info); s.pin == "" && now != s.tail {
+		s.overtaken, s.tail = s.tail, now
 	}
 }
 

@@ -95,10 +95,12 @@ type Config struct {
 
 const (
 	group     = "hook" // of the pinned client
-	prefetch  = 4      // messages ready for each attempt at a time; they are kept un-acked like all that is held
+	prefetch  = 2      // messages ready for each attempt at a time; they are kept un-acked like all that is held
 	holdLimit = 750    // un-acked messages at which a hook stops pulling; the rest up to MaxAckPending is for recovery
 	// maxAckPending bounds what a consumer may have delivered and not acknowledged. At the bound it stands still.
 	maxAckPending = 1000
+	handOut       = 16              // messages that a puller has ready for the session
+	atOnce        = 16              // events that a session takes one after the other before it draws the consequences
 	stopGrace     = 3 * time.Second // for attempts under way when the hook stops
 	requestWait   = 5 * time.Second // for one request to the server
 	tryAgain      = time.Second     // after a failed request to the server

@@ -414,6 +414,26 @@ func TestEventsThatTheStreamDroppedAreReported(t *testing.T) {
 		eventually(t, "the loss is counted", func() bool { return lost(n) == 3 })
 		said(t, n, 3)
 	})
+	t.Run("and the server's answer about it overtakes what it delivers", func(t *testing.T) {
+		t.Parallel()
+		b, s := newBroker(t), newSink(t, ok)
+		n := run(t, b, s)
+		b.publish("alice")
+		s.take(t, "", 1)
+		b.finished("h")
+		n.stop()
+		b.publish("alice", "alice", "alice", "alice", "alice")
+		keepOnly(t, b, 2)
+		n = run(t, b, s, func(c *Config, _ *timing) {
+			verify := c.Verify
+			c.Verify = func(body []byte, signature string) (*events.Event, error) {
+				time.Sleep(300 * time.Millisecond) // long enough for the answer, which nobody outside sees
+				return verify(body, signature)
+			}
+		})
+		eventually(t, "the loss is counted", func() bool { return lost(n) == 3 })
+		said(t, n, 3)
+	})
 	t.Run("before there was a hook", func(t *testing.T) {
 		t.Parallel()
 		b, s := newBroker(t), newSink(t, ok)

@@ -40,9 +40,15 @@ func (w work) seq() uint64 { return w.meta.Sequence.Stream }
 
 // pulled tells that a pull request has ended.
 type pulled struct {
-	credit bool      // it was one for messages, not one for the pin
-	err    error     // ErrPinIDMismatch, errGone, or nil: any other failure has been waited out
-	heard  time.Time // when the server said something last
+	credit bool  // it was one for messages, not one for the pin
+	err    error // ErrPinIDMismatch, errGone, or nil: any other failure has been waited out
+}
+
+// arrival is what a puller hands on: a message, or the end of a request after what it brought.
+type arrival struct {
+	work
+	end   *pulled   // nil for a message
+	heard time.Time // when the server said it, or something last: what waits here is older than when it is taken
 }
 
 // request is a pull request as the server reads it (ADR-13; ADR-42 for group and pin).
@@ -57,8 +63,9 @@ type request struct {
 
 // reading is a message that is being read.
 type reading struct {
-	msg  *nats.Msg
-	work chan work
+	msg   *nats.Msg
+	heard time.Time
+	work  chan work
 }
 
 // puller asks the server for messages, one request at a time. One request at a time keeps the deliveries in the order of the consumer's numbering,
@@ -74,9 +81,10 @@ type puller struct {
 	in   chan *nats.Msg // what comes to the inbox
 	over chan struct{}  // closed when nobody takes it any more
 
-	credit chan int // how many messages may come; one answer in ended for each
-	out    chan work
-	ended  chan pulled
+	credit chan int // how many messages may come; one end in out for each
+	// out is one channel, so that the end of a request cannot overtake what it brought, and has room, so that the session takes many at a time. It is closed when
+	// no more comes.
+	out chan arrival
 
 	inbox   string // each request has a subject of its own in it
 	subject string // of the requests
@@ -96,8 +104,8 @@ func newPuller(c *Consumer, cons jetstream.Consumer) (*puller, error) {
 	p := &puller{
 		c: c, cons: cons,
 		in: make(chan *nats.Msg, recoverBatch), over: make(chan struct{}),
-		credit: make(chan int, 1), // never more than one
-		out:    make(chan work), ended: make(chan pulled),
+		credit:  make(chan int, 1), // never more than one
+		out:     make(chan arrival, handOut),
 		inbox:   c.JetStream.Conn().NewInbox() + ".",
 		subject: fmt.Sprintf("$JS.API.CONSUMER.MSG.NEXT.%s.%s", c.Source.Stream, Durable(c.Hook.Name)),
 		silence: time.NewTimer(0),
@@ -127,6 +135,7 @@ func (p *puller) heartbeat() time.Duration { return p.wait() / 5 }
 
 // run serves until ctx ends, and then until everything that the server has sent is handed on.
 func (p *puller) run(ctx context.Context) {
+	defer close(p.out)
 	defer close(p.over)
 	defer close(p.readers.jobs)
 	defer p.silence.Stop()
@@ -157,14 +166,14 @@ func (p *puller) run(ctx context.Context) {
 			p.ask(ctx, pulled{credit: true}, request{Batch: n, Expires: p.wait(), Heartbeat: p.heartbeat()})
 		case <-status:
 			if p.asking { // the server forgot the request with the connection it came by
-				p.end(ctx, nil)
+				p.end(nil)
 			}
 		case <-p.silence.C:
 			switch {
 			case p.asking:
 				// The server may still know the request: until that expires, up to twice as many messages may come.
 				p.c.Log.Debug("pull request is given up, the server is silent")
-				p.end(ctx, nil)
+				p.end(nil)
 			case p.pin != "" && nc.IsConnected():
 				// A message smaller than any can be: the request renews the pin, and nothing comes.
 				p.ask(ctx, pulled{}, request{Batch: 1, Expires: 50 * time.Millisecond, MaxBytes: 1})
@@ -191,24 +200,22 @@ func (p *puller) ask(ctx context.Context, asked pulled, r request) {
 }
 
 // end tells that the request is over, after what it brought.
-func (p *puller) end(ctx context.Context, err error) {
+func (p *puller) end(err error) {
 	for len(p.reading) > 0 {
 		p.handOn(<-p.first())
 	}
 	p.asking = false
 	p.silence.Reset(p.wait())
-	p.asked.err, p.asked.heard = err, p.heard
-	select {
-	case p.ended <- p.asked:
-	case <-ctx.Done():
-	}
+	end := p.asked
+	end.err = err
+	p.out <- arrival{end: &end, heard: p.heard}
 }
 
 // failed ends a request where the next one would fail too.
 func (p *puller) failed(ctx context.Context, err error) {
 	p.c.Log.Debug("pull failed", "error", err)
 	sleep(ctx, tryAgain)
-	p.end(ctx, nil)
+	p.end(nil)
 }
 
 // take reads what came to the inbox.
@@ -221,7 +228,7 @@ func (p *puller) take(ctx context.Context, msg *nats.Msg) {
 		return
 	}
 	p.pin = msg.Header.Get(headerPin)
-	r := reading{msg, make(chan work, 1)}
+	r := reading{msg, p.heard, make(chan work, 1)}
 	p.reading = append(p.reading, r)
 	p.readers.start(r)
 	if !p.asking {
@@ -229,7 +236,7 @@ func (p *puller) take(ctx context.Context, msg *nats.Msg) {
 	}
 	p.silence.Reset(2 * p.heartbeat())
 	if p.left--; p.left == 0 {
-		p.end(ctx, nil)
+		p.end(nil)
 	}
 }
 
@@ -239,26 +246,26 @@ func (p *puller) state(ctx context.Context, status, description string) {
 	case "100": // it waits
 		p.silence.Reset(2 * p.heartbeat())
 	case "404", "408": // it has expired
-		p.end(ctx, nil)
+		p.end(nil)
 	case "423":
 		p.pin = ""
-		p.end(ctx, jetstream.ErrPinIDMismatch)
+		p.end(jetstream.ErrPinIDMismatch)
 	case "503":
 		// Nobody listens for this consumer's requests: it is gone, or the server is not ready.
 		ictx, cancel := context.WithTimeout(ctx, requestWait)
 		defer cancel()
 		if _, err := p.cons.Info(ictx); errors.Is(err, jetstream.ErrConsumerNotFound) {
-			p.end(ctx, errGone)
+			p.end(errGone)
 			return
 		}
 		p.failed(ctx, nats.ErrNoResponders)
 	case "409":
 		switch {
 		case strings.EqualFold(description, "Consumer Deleted"):
-			p.end(ctx, errGone)
+			p.end(errGone)
 			return
 		case !p.asked.credit: // a message was there, and too large
-			p.end(ctx, nil)
+			p.end(nil)
 			return
 		}
 		fallthrough
@@ -277,9 +284,10 @@ func (p *puller) first() chan work {
 
 // handOn gives the session, which takes it as long as the puller runs, the first message.
 func (p *puller) handOn(w work) {
+	heard := p.reading[0].heard
 	p.reading = p.reading[1:]
 	if w.msg != nil {
-		p.out <- w
+		p.out <- arrival{work: w, heard: heard}
 	}
 }
 

@@ -89,8 +89,10 @@ type session struct {
 	// seen is a time of the broker: everything that it stored until then has arrived.
 	seen time.Time
 	// tail is the last delivery that is known of, by the numbers of the stream and of the consumer: from it, a hole in the stream's shows.
-	tail    jetstream.SequenceInfo
-	auditAt time.Time // when to look next at what the stream has dropped
+	tail jetstream.SequenceInfo
+	// overtaken is tail before an answer moved it: what the server delivered in between may be for us and not here yet, and have the hole before it.
+	overtaken jetstream.SequenceInfo
+	auditAt   time.Time // when to look next at what the stream has dropped
 
 	handedBack string // where the message that was handed back last is acknowledged
 
@@ -102,8 +104,7 @@ type session struct {
 	missing    int       // messages that recovery may ask for, as the last answer said
 
 	credit        chan int
-	arrivals      chan work
-	ended         chan pulled
+	arrivals      chan arrival
 	attempts      *pool[work]
 	outcomes      chan outcome
 	confirmations chan confirmation
@@ -124,6 +125,7 @@ func newSession(c *Consumer, cons jetstream.Consumer) *session {
 		start:         cons.CachedInfo().AckFloor.Stream + 1,
 		next:          cons.CachedInfo().Delivered.Stream + 1,
 		tail:          sequences(cons.CachedInfo()),
+		overtaken:     sequences(cons.CachedInfo()),
 		outcomes:      make(chan outcome, n), // never more than n
 		confirmations: make(chan confirmation),
 		answers:       make(chan answer),
@@ -154,12 +156,8 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		sleep(ctx, tryAgain)
 		return s.c.resume
 	}
-	s.credit, s.arrivals, s.ended = p.credit, p.out, p.ended
-	pulls := make(chan struct{})
-	go func() {
-		defer close(pulls)
-		p.run(pullCtx)
-	}()
+	s.credit, s.arrivals = p.credit, p.out
+	go p.run(pullCtx)
 
 	s.attempts = newPool(func(w work) { s.attempt(late, w) })
 	defer close(s.attempts.jobs)
@@ -174,7 +172,7 @@ func (s *session) run(ctx context.Context) (resume uint64) {
 		answers = s.unpin(late)
 		s.surrender()
 	}
-	s.stop(late, released, grace.C, cancelLate, cancelPull, pulls)
+	s.stop(late, released, grace.C, cancelLate, cancelPull)
 	resume = s.undelivered()
 	if released == "" || s.recovering {
 		resume = min(resume, s.start)
@@ -196,26 +194,32 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 	defer progress.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
-		now := time.Now()
-		s.tick(late, now)
-		s.dispatch(late, now)
-		s.pull()
-		s.c.Observer.Loaded(s.c.Hook.Name, Load{Pending: s.pending, Held: s.held(), InFlight: s.queue.Working(), Circuit: s.circuit()})
-		timer.Reset(s.idle(now))
+	for taken := 0; ; taken++ {
+		// What follows from one event follows from several at once, and costs more than to take them.
+		if taken == atOnce || len(s.arrivals)+len(s.outcomes)+len(s.acked) == 0 {
+			taken = 0
+			now := time.Now()
+			s.tick(late, now)
+			s.dispatch(late, now)
+			s.pull()
+			s.c.Observer.Loaded(s.c.Hook.Name, Load{Pending: s.pending, Held: s.held(), InFlight: s.queue.Working(), Circuit: s.circuit()})
+			timer.Reset(s.idle(now))
+		}
 
 		select {
 		case <-ctx.Done():
 			return false
-		case w := <-s.arrivals:
-			s.arrive(late, w)
-		case end := <-s.ended:
-			s.pulling = s.pulling && !end.credit
-			s.hear(end.heard)
+		case a := <-s.arrivals:
+			s.hear(a.heard)
+			if a.end == nil {
+				s.arrive(late, a.work)
+				continue
+			}
+			s.pulling = s.pulling && !a.end.credit
 			switch {
-			case errors.Is(end.err, errGone):
+			case errors.Is(a.end.err, errGone):
 				return true
-			case errors.Is(end.err, jetstream.ErrPinIDMismatch):
+			case errors.Is(a.end.err, jetstream.ErrPinIDMismatch):
 				s.c.Log.Info("hook is handed back", "held", s.held())
 				s.lose()
 			}
@@ -238,12 +242,12 @@ func (s *session) serve(ctx, late context.Context) (gone bool) {
 }
 
 // stop ends what is under way, with force when grace is over. released is the pin that was given up.
-func (s *session) stop(late context.Context, released string, grace <-chan time.Time, cancelLate, cancelPull context.CancelFunc, pulls <-chan struct{}) {
+func (s *session) stop(late context.Context, released string, grace <-chan time.Time, cancelLate, cancelPull context.CancelFunc) {
 	// Messages sent before the pin was released are still on their way. Whatever is not caught here is missing until AckWait is over.
 	quiet := time.NewTimer(50 * time.Millisecond)
 	defer quiet.Stop()
 	gone := late.Done()
-	for pulls != nil || s.queue.Working() > 0 || s.asking || s.busy() {
+	for s.arrivals != nil || s.queue.Working() > 0 || s.asking || s.busy() {
 		select {
 		case <-gone:
 			gone = nil // no confirmation is waited for any more
@@ -252,9 +256,15 @@ func (s *session) stop(late context.Context, released string, grace <-chan time.
 			cancelPull()
 		case <-grace:
 			cancelLate()
-		case <-pulls:
-			pulls = nil
-		case w := <-s.arrivals:
+		case a, ok := <-s.arrivals:
+			if !ok {
+				s.arrivals = nil // the puller has ended
+				continue
+			}
+			if a.end != nil {
+				continue
+			}
+			w := a.work
 			if pin := w.msg.Header.Get(headerPin); pin != released {
 				s.pin, released = pin, pin // by this message, which was on its way
 				s.unpin(late)
@@ -265,7 +275,6 @@ func (s *session) stop(late context.Context, released string, grace <-chan time.
 			}
 			s.next = max(s.next, w.seq()+1)
 			s.handBack(w.msg)
-		case <-s.ended:
 		case o := <-s.outcomes:
 			s.conclude(late, o)
 		case c := <-s.confirmations:
@@ -305,7 +314,6 @@ func (s *session) busy() bool {
 
 // arrive takes a message in.
 func (s *session) arrive(ctx context.Context, w work) {
-	s.hear(time.Now())
 	if pin := w.msg.Header.Get(headerPin); pin != s.pin {
 		s.pin = pin
 		s.recover()

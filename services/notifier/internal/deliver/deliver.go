@@ -57,9 +57,10 @@ func (Target) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]
 // Sender sends to one target. It is safe for concurrent use.
 type Sender struct {
 	target    Target
-	url       *url.URL
+	request   *http.Request // what all requests have in common
 	userAgent string
-	client    *http.Client
+	// transport is not in an http.Client: that would follow a Location, fail where it is no URL, and copy each header for it.
+	transport http.RoundTripper
 	proxied   bool
 	secrets   []string // what must not show in reasons and answers
 }
@@ -118,20 +119,24 @@ func New(t Target, version string) (*Sender, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	request, err := http.NewRequest(http.MethodPost, u.String(), nil)
+	if err != nil {
+		return nil, errors.New("url is malformed") // cannot be: it was parsed
+	}
 	t.Timeout = cmp.Or(t.Timeout, DefaultTimeout)
 	t.Concurrency = cmp.Or(t.Concurrency, DefaultConcurrency)
 	return &Sender{
 		target:    t,
-		url:       u,
+		request:   request,
 		userAgent: "wgherald/" + version,
+		transport: newTransport(t, roots, own, proxy),
 		proxied:   proxy != nil,
 		secrets:   secretParts(u, proxy, t.Header),
-		client:    &http.Client{Transport: unled{newTransport(t, roots, own, proxy)}},
 	}, nil
 }
 
 // Close closes the idle connections.
-func (s *Sender) Close() { s.client.CloseIdleConnections() }
+func (s *Sender) Close() { (&http.Client{Transport: s.transport}).CloseIdleConnections() }
 
 // Result is how an attempt went.
 type Result struct {
@@ -154,11 +159,11 @@ func (s *Sender) Send(ctx context.Context, id string, r render.Request) Result {
 }
 
 func (s *Sender) send(ctx context.Context, now time.Time, id string, r render.Request) Result {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url.String(), bytes.NewReader(r.Body))
-	if err != nil {
-		class, reason := classifyError(err, s.redact)
-		return Result{Class: class, Reason: reason}
-	}
+	req := s.request.WithContext(ctx)
+	req.Header = make(http.Header, 8)
+	req.ContentLength = int64(len(r.Body))
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(r.Body)), nil }
+	req.Body, _ = req.GetBody() // never fails
 	// Present and empty, this header is not sent, and tells net/http that the request may be repeated on a new connection when the receiver closed the idle one
 	// just as it was used again. Receivers know a repetition by the id.
 	req.Header["Idempotency-Key"] = []string{}
@@ -169,23 +174,28 @@ func (s *Sender) send(ctx context.Context, now time.Time, id string, r render.Re
 	for name, value := range s.target.Header {
 		req.Header.Set(name, value)
 	}
-	req.Header.Set(sign.HeaderID, id)
-	req.Header.Set(sign.HeaderTimestamp, sign.Timestamp(now))
+	if user := req.URL.User; user != nil && req.Header.Get("Authorization") == "" {
+		password, _ := user.Password()
+		req.SetBasicAuth(user.Username(), password)
+	}
+	req.Header.Set(headerID, id)
+	req.Header.Set(headerTimestamp, sign.Timestamp(now))
 	if len(s.target.Secrets) > 0 {
-		req.Header.Set(sign.HeaderSignature, sign.Sign(id, now, r.Body, s.target.Secrets))
+		req.Header.Set(headerSignature, sign.Sign(id, now, r.Body, s.target.Secrets))
 	}
 
-	resp, err := s.client.Do(req)
+	resp, err := s.transport.RoundTrip(req)
 	if err != nil {
 		class, reason := classifyError(err, s.redact)
 		return Result{Class: class, Reason: reason}
 	}
 	defer resp.Body.Close()
 	// The status is the answer. A body that breaks off changes nothing, it only costs the connection.
-	answer := s.answer(resp.Body)
-	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain-maxAnswer)
-
-	res := Result{Status: resp.StatusCode, Answer: answer}
+	res := Result{Status: resp.StatusCode}
+	if resp.ContentLength != 0 {
+		res.Answer = s.answer(resp.Body)
+		_, _ = io.CopyN(io.Discard, resp.Body, maxDrain-maxAnswer)
+	}
 	res.Class, res.Reason = classifyStatus(resp.StatusCode)
 	if s.proxied && resp.StatusCode == http.StatusProxyAuthRequired {
 		res.Class, res.Reason = Network, (&proxyError{resp.StatusCode}).Error()
@@ -281,10 +291,16 @@ func escapable(r rune) bool {
 	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-._~", r))
 }
 
+// The signature's headers, as net/http writes them.
+var (
+	headerID        = http.CanonicalHeaderKey(sign.HeaderID)
+	headerTimestamp = http.CanonicalHeaderKey(sign.HeaderTimestamp)
+	headerSignature = http.CanonicalHeaderKey(sign.HeaderSignature)
+)
+
 // reserved headers are the transport's or the signature's.
 var reserved = []string{
-	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Trailer", "Upgrade",
-	http.CanonicalHeaderKey(sign.HeaderID), http.CanonicalHeaderKey(sign.HeaderTimestamp), http.CanonicalHeaderKey(sign.HeaderSignature),
+	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Trailer", "Upgrade", headerID, headerTimestamp, headerSignature,
 }
 
 func checkHeader(name, value string) error {

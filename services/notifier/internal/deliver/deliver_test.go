@@ -65,7 +65,7 @@ func TestVerdictOfEveryStatus(t *testing.T) {
 }
 
 // sender returns a sender for a target, and closes it after the test.
-func sender(t *testing.T, target Target) *Sender {
+func sender(t testing.TB, target Target) *Sender {
 	t.Helper()
 	s, err := New(target, "1.2.3")
 	if err != nil {
@@ -124,7 +124,7 @@ func TestTimestampIsThatOfTheAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stamps []string
 		s := sender(t, Target{URL: "http://hook.example/"})
-		s.client.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+		s.transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			stamps = append(stamps, r.Header.Get(sign.HeaderTimestamp))
 			return &http.Response{StatusCode: 500, Body: http.NoBody}, nil
 		})
@@ -293,7 +293,7 @@ func tlsHook(t *testing.T, config *tls.Config) *httptest.Server {
 func trust(s *Sender, srv *httptest.Server) {
 	roots := x509.NewCertPool()
 	roots.AddCert(srv.Certificate())
-	s.client.Transport.(unled).TLSClientConfig.RootCAs = roots
+	s.transport.(*http.Transport).TLSClientConfig.RootCAs = roots
 }
 
 // A receiver may close an idle connection just as it is used again. That is no failure of the receiver, and no attempt.

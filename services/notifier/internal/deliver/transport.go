@@ -51,17 +51,6 @@ func newTransport(t Target, roots *x509.CertPool, own []tls.Certificate, proxy *
 	return transport
 }
 
-// unled is a transport whose answers lead nowhere. http.Client would follow a Location, and where it is no URL it would fail before anybody sees the status.
-type unled struct{ *http.Transport }
-
-func (t unled) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := t.Transport.RoundTrip(r)
-	if err == nil {
-		resp.Header.Del("Location")
-	}
-	return resp, err
-}
-
 // proxyError is a proxy's refusal to connect.
 type proxyError struct{ status int }
 

@@ -322,7 +322,7 @@ func TestProxies(t *testing.T) {
 // A test cannot show it by the environment, which net/http reads once and not for loopback addresses.
 func TestNoProxyUnlessNamed(t *testing.T) {
 	t.Parallel()
-	if sender(t, Target{URL: "https://h"}).client.Transport.(unled).Proxy != nil {
+	if sender(t, Target{URL: "https://h"}).transport.(*http.Transport).Proxy != nil {
 		t.Error("a proxy of the environment may be taken")
 	}
 }
