@@ -228,7 +228,7 @@ func TestForeignState(t *testing.T) {
 	s.must(p.Stop())
 
 	s.keepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)
-	s.ends(s.probe(nil, nil), 1, probeState, "permission denied", "runs as user 0", "chown -R 0 ")
+	s.ends(s.probe(nil, nil), 2, probeState, "permission denied", "runs as user 0", "chown -R 0 ")
 }
 
 // TestHealth asks a probe how it is, before, while and after it runs, and reads its metrics, both over sockets. Nothing is opened for that but what it opened at
