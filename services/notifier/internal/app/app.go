@@ -30,10 +30,10 @@ type Misconfigured struct{ error }
 // Unwrap returns what is wrong.
 func (m Misconfigured) Unwrap() error { return m.error }
 
-// lasting makes err Misconfigured, unless the next start may find it healed: another process, which may be about to end, has the port, or the machine is short
-// of something.
+// lasting makes err Misconfigured, unless the next start may find it healed: another process, which may be about to end, has the port, the address is one of an
+// interface that comes up later, as WireGuard's do, or the machine is short of something.
 func lasting(err error) error {
-	for _, passing := range []error{syscall.EADDRINUSE, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+	for _, passing := range []error{syscall.EADDRINUSE, syscall.EADDRNOTAVAIL, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if errors.Is(err, passing) {
 			return err
 		}

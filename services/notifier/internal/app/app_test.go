@@ -899,9 +899,6 @@ func TestOldBroker(t *testing.T) {
 	sink := newSink(t)
 	cfg := configure(t, sink.hook(t, "a"), sink.hook(t, "b"))
 	cfg.NATS.URL, cfg.Verify = config.NewSecret(url), false
-	if err := os.MkdirAll(cfg.State, 0o700); err != nil { // for the health socket
-		t.Fatal(err)
-	}
 	n := run(t, cfg)
 	told := n.says("the broker is too old, nothing is delivered until it is upgraded", 1)
 	equal(t, "what is wrong", advice, told[0]["error"])

@@ -410,10 +410,10 @@ func TestProvisionNamesAMirrorThatDoesNotRun(t *testing.T) {
 	if _, err := Provision(t.Context(), p, false, discard); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("not within a second"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 3*time.Second, errors.New("not within 3 s"))
 	defer cancel()
 	err := AwaitMirrors(ctx, p)
-	for _, want := range []string{"KV_WG_PEERS", "HOOKS", "not within a second", "notifier keys"} {
+	for _, want := range []string{"KV_WG_PEERS", "HOOKS", "not within 3 s", "notifier keys"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q in it", err, want)
 		}

@@ -63,7 +63,7 @@ func TestFlaps(t *testing.T) {
 			t.Parallel()
 			b, s := newBroker(t), newSink(t, ok)
 			// AckWait is over before the hold.
-			n := run(t, b, s, withPolicy(Policy{Hold: hold}), withTiming(time.Second, time.Second), withFilter(t, route.Rules{Types: tt.types}))
+			n := run(t, b, s, withPolicy(Policy{Hold: hold}), withTiming(1500*time.Millisecond, 30*time.Second), withFilter(t, route.Rules{Types: tt.types}))
 			var want []string
 			for _, word := range strings.Fields(tt.words) {
 				word, delivered := strings.CutSuffix(word, "*")

@@ -91,7 +91,7 @@ func TestABrokenHookLeavesItsBacklogInTheStream(t *testing.T) {
 	s, healthy := newSink(t, g.answer), newSink(t, ok)
 	slow := quick
 	slow.Initial, slow.Factor = 300*time.Millisecond, 1
-	n := run(t, b, s, withRetry(slow), withTiming(time.Second, time.Second))
+	n := run(t, b, s, withRetry(slow), withTiming(1500*time.Millisecond, 30*time.Second))
 	other := run(t, b, healthy, func(c *Config, _ *timing) { c.Hook.Name = "other" })
 	eventually(t, "the other consumer exists", func() bool {
 		_, err := b.js.Consumer(t.Context(), events.StreamEvents, Durable("other"))
@@ -111,7 +111,7 @@ func TestABrokenHookLeavesItsBacklogInTheStream(t *testing.T) {
 	if trials, most := len(s.requests())-before, int(time.Since(begin)/(240*time.Millisecond))+deliver.DefaultConcurrency; trials > most {
 		t.Errorf("%d requests in %s while the circuit is open, want at most %d", trials, time.Since(begin), most)
 	}
-	// What was pulled before, and one for each trial; a recovery, which a slow machine may cause, takes as many more as are missing in a look.
+	// What was pulled before, and one for each trial; AckWait is over.
 	if info := b.info("h"); info.NumPending < backlog || info.NumAckPending > 300 || info.NumRedelivered > 0 {
 		t.Errorf("%d pending, %d un-acked and %d redelivered, want the backlog in the stream and nothing redelivered", info.NumPending, info.NumAckPending,
 			info.NumRedelivered)
@@ -214,8 +214,8 @@ func TestABrokenHookIsTriedAlsoWithoutAnythingUntried(t *testing.T) {
 	n := run(t, b, s, withRetry(steep))
 	want := b.publish("alice", "alice", "alice")
 	eventually(t, "the circuit is open", func() bool { return n.observer.circuit() != Closed })
-	if r := s.requests(); len(r) != 5 {
-		t.Fatalf("%d requests, want 5", len(r))
+	if r := s.requests(); len(r) < 5 { // the first trials may have been made by now
+		t.Fatalf("%d requests, want 5 at least", len(r))
 	}
 	g.broken.Store(false)
 	begin := time.Now()
@@ -230,7 +230,7 @@ func TestARateIsKeptAndNothingExpiresMeanwhile(t *testing.T) {
 	t.Parallel()
 	b, s := newBroker(t), newSink(t, ok)
 	const rate, count = 10, 30
-	run(t, b, s, withPolicy(Policy{Rate: rate}), withTiming(time.Second, time.Second))
+	run(t, b, s, withPolicy(Policy{Rate: rate}), withTiming(1500*time.Millisecond, 30*time.Second))
 	b.publish(peers(count)...)
 	s.take(t, "", count)
 	b.finished("h")
@@ -281,7 +281,7 @@ func TestWithoutOrderAFailedEventHoldsUpNothing(t *testing.T) {
 	})
 	late := quick
 	late.Initial = 3 * time.Second
-	run(t, b, s, withPolicy(Policy{Order: Unordered}), withRetry(late), withTiming(time.Second, time.Second))
+	run(t, b, s, withPolicy(Policy{Order: Unordered}), withRetry(late), withTiming(1500*time.Millisecond, 30*time.Second))
 	first := b.publish("alice")
 	eventually(t, "the first attempt", func() bool { return len(s.requests()) == 1 })
 	once.Do(func() { close(release) })

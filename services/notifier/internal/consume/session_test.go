@@ -97,6 +97,7 @@ func TestAHookThatIsHeldUpByOneEventSaysSoOnce(t *testing.T) {
 		{"another one may go", holdLimit, true, true, nil, 0},
 		{"behind a held disconnection", holdLimit, false, false, nil, 0},
 		{"recovering", holdLimit, true, false, func(s *session) { s.recovering = true }, 0},
+		{"all fail, without order", holdLimit, true, false, func(s *session) { s.c.Hook.Policy.Order = Unordered }, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -122,6 +123,9 @@ func TestAHookThatIsHeldUpByOneEventSaysSoOnce(t *testing.T) {
 			}
 			if tt.want == 0 {
 				return
+			}
+			if advised := strings.Contains(log.String(), "order: none"); advised == s.unordered() {
+				t.Errorf("order: none is advised: %t, and the hook has it: %t", advised, s.unordered())
 			}
 			all := s.queue.DropWaiting()
 			s.noticeStuck()

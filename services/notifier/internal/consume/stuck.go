@@ -15,6 +15,10 @@ func (s *session) noticeStuck() {
 		return
 	}
 	s.stuck = true
-	s.c.Log.Warn("hook holds as many events as it may, all behind some that it does not take: the others wait in the stream until these are delivered or given up. "+
-		"`order: none` lets them pass, a shorter `give_up` makes them dead letters sooner", "held", held, "next_attempt", s.c.attempts[next.Seq].at)
+	const advice = "the others wait in the stream until these are delivered or given up. A shorter `give_up` makes them dead letters sooner"
+	what := "hook holds as many events as it may, all behind some that it does not take: " + advice + ", `order: none` lets what is behind them pass"
+	if s.unordered() {
+		what = "hook holds as many events as it may, and takes none of them: " + advice
+	}
+	s.c.Log.Warn(what, "held", held, "next_attempt", s.c.attempts[next.Seq].at)
 }

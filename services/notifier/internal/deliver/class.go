@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -89,7 +88,6 @@ func classifyStatus(status int) (Class, string) {
 // classifyError returns the class of a request that got no answer, and the reason in plain words. redact is for the texts of unforeseen errors.
 func classifyError(err error, redact func(string) string) (Class, string) {
 	var (
-		urlError    *url.Error // its text has the URL
 		blocked     *blockedError
 		dns         *net.DNSError
 		netError    net.Error
@@ -101,9 +99,6 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 		record      tls.RecordHeaderError
 		proxy       *proxyError
 	)
-	if errors.As(err, &urlError) {
-		err = urlError.Err
-	}
 	switch {
 	case errors.As(err, &proxy):
 		return Network, proxy.Error()
@@ -136,7 +131,7 @@ func classifyError(err error, redact func(string) string) (Class, string) {
 		return TLS, "the certificate has expired, since " + invalid.Cert.NotAfter.UTC().Format(time.RFC3339)
 	case errors.As(err, &certificate):
 		return TLS, "the certificate is not valid"
-	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
+	case errors.As(err, &record):
 		return TLS, "the host does not speak TLS on this port"
 	case errors.As(err, &op) && op.Op == "remote error": // how crypto/tls reports an alert
 		return TLS, "the host refused the TLS handshake: " + strings.TrimPrefix(op.Err.Error(), "tls: ") // a closed set of words

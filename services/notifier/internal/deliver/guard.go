@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unicode"
+	"unicode/utf8"
 )
 
 // forbidden lists addresses that no hook can have and that an attacker who controls a name wants the notifier to talk to: link-local ones, among
@@ -102,14 +104,17 @@ func readings(addr netip.Addr) []netip.Addr {
 }
 
 // guardHost is guard for a host that a proxy is asked for: an address, or a name, which is the proxy's to look up. What resolvers take for an IPv4 address
-// beside its four numbers (2852039166, 0xa9fe.0xa9fe; inet_aton) is refused.
+// beside its four numbers (2852039166, 0xa9fe.0xa9fe; inet_aton) is refused, and so is what net/http may make such a thing of: it asks for a name in the ASCII
+// form of IDNA, which has plain digits and dots for those of other scripts.
 func guardHost(host string, check func(network, address string, _ syscall.RawConn) error) error {
 	host = strings.TrimSuffix(host, ".")
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return check("tcp", netip.AddrPortFrom(addr, 0).String(), nil)
 	}
 	last := host[strings.LastIndexByte(host, '.')+1:] // no top-level domain is a number
-	if _, err := strconv.ParseUint(last, 0, 64); err == nil || strings.Trim(last, "0123456789") == "" {
+	foreign := strings.ContainsFunc(host, func(r rune) bool { return r >= utf8.RuneSelf })
+	mapped := strings.ContainsFunc(last, unicode.IsNumber) || !strings.ContainsFunc(last, unicode.IsLetter)
+	if _, err := strconv.ParseUint(last, 0, 64); err == nil || strings.Trim(last, "0123456789") == "" || foreign && mapped {
 		return &blockedError{"malformed"}
 	}
 	return nil

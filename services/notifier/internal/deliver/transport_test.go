@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -297,6 +298,8 @@ func TestProxies(t *testing.T) {
 		{"the hook is link-local, with a dot", with(plain.URL, good), "http://169.254.169.254./" + password, Blocked, "link-local"},
 		{"the hook is link-local, in one number", socks, "http://2852039166/" + password, Blocked, "malformed"},
 		{"the hook is link-local, in hexadecimal", with(plain.URL, good), "https://0xA9.0xFE.0xA9FE/" + password, Blocked, "malformed"},
+		{"the hook is link-local, in wide digits", socks, "https://１６９.２５４.１６９.２５４/" + password, Blocked, "malformed"},
+		{"the hook is link-local, with another dot", with(plain.URL, good), "https://169.254.169。254/" + password, Blocked, "malformed"},
 		{"the hook is link-local, mapped", socks, "http://[::ffff:169.254.169.254]/" + password, Blocked, "link-local"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -388,6 +391,21 @@ func TestTransportMistakes(t *testing.T) {
 		tt.target.URL = "https://h"
 		if _, err := New(tt.target, ""); err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), marked) {
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+	}
+}
+
+// What net/http makes of a name that is not ASCII, a proxy gets; so only names go through whose last part is a word.
+func TestNamesOfOtherScriptsThroughAProxy(t *testing.T) {
+	t.Parallel()
+	for host, allowed := range map[string]bool{
+		"bücher.example": true, "bücher２.example": true, "例え.jp": true, "例え。jp": true, "hooks.例え": true, "host1.example": true,
+		"１６９.２５４.１６９.２５４": false, "169.254.169。254": false, "169.254.169.254。": false, "169.254.169.254.\u00ad": false,
+		"２８５２０３９１６６": false, "0ｘa9fea9fe": false, "１６９.254.169.254": false,
+	} {
+		err := guardHost(host, func(string, string, syscall.RawConn) error { return nil })
+		if (err == nil) != allowed {
+			t.Errorf("%q: %v, want allowed: %t", host, err, allowed)
 		}
 	}
 }

@@ -153,6 +153,9 @@ func TestReport(t *testing.T) {
 	if r := report(t.Context(), e, true, publish.DeniesStates, 0); r.Well || !strings.Contains(r.Text, "the key is another node's (PROBE_NODE)") {
 		t.Errorf("of a key of another node: %s", r)
 	}
+	if r := report(t.Context(), e, false, publish.DeniesStates, 0); !r.Well {
+		t.Errorf("a broker that refused something is away: %s", r)
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Fatal(err)

@@ -53,6 +53,7 @@ func report(ctx context.Context, e *engine, connected bool, denied publish.Denie
 	broker := "the broker is connected"
 	switch {
 	case !connected:
+		denied = 0 // whoever is away refuses nothing
 		broker = "the broker is not connected, events are kept"
 	case denied == publish.DeniesEvents:
 		broker = "the broker refuses events of this login, which are kept: the key is not a probe's (NATS_NKEY_FILE)"
