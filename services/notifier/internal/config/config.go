@@ -382,7 +382,7 @@ func (l *loader) hooksFile(variable, path string, taken map[string]string) []Hoo
 		l.warn("hooks file %s holds a URL, a header or a secret, and is readable by everybody: chmod o-r, or move them to files", path)
 	}
 	for _, h := range parsed.hooks {
-		if len(h.Secrets) == 0 {
+		if len(h.Secrets) == 0 && !render.Chat(h.Format) {
 			l.unsigned(h, "secret or secret_file")
 		}
 	}

@@ -49,6 +49,7 @@ func TestLoad(t *testing.T) {
 	secretFile := writeTemp(t, "\n"+secretA+"\n", 0o600)
 	openFile := writeTemp(t, secretA, 0o644)
 	hooksFile := writeTemp(t, "hooks:\n- {name: ops, url: 'https://example.org'}", 0o600)
+	chatHooks := writeTemp(t, "hooks:\n- {name: chat, url: 'https://example.org', format: discord}", 0o600)
 	openHooks := writeTemp(t, "hooks:\n- {name: ops, url: 'https://example.org'}", 0o644)
 
 	base := Config{State: "/var/lib/wgherald-notifier", Keyring: "/var/lib/wgherald-notifier/keyring", Verify: true, Listen: "127.0.0.1:4222"}
@@ -89,6 +90,14 @@ func TestLoad(t *testing.T) {
 					"hook default has no secret, so its requests are not signed (WEBHOOK_SECRET or WEBHOOK_SECRET_FILE)",
 					"hook ops has no secret, so its requests are not signed (secret or secret_file)",
 				}
+			},
+		},
+		"chats verify no signature": {
+			map[string]string{"NOTIFIER_HOOKS": chatHooks},
+			func(c *Config) {
+				chat := ops
+				chat.Name, chat.Format = "chat", "discord"
+				c.Hooks = []Hook{chat}
 			},
 		},
 		"a hooks file that everybody reads": {

@@ -25,6 +25,9 @@ type Format func(e *events.Event, raw []byte) (Request, error)
 // Names are the formats that Named knows; the first is the default.
 var Names = []string{"cloudevents", "binary", "slack", "discord", "ntfy"}
 
+// Chat reports whether the format is one of the chats', whose receivers verify no signature.
+func Chat(name string) bool { return name == "slack" || name == "discord" || name == "ntfy" }
+
 // Named returns the format of a name.
 func Named(name string) (Format, error) {
 	switch name {
