@@ -460,9 +460,15 @@ func TestTry(t *testing.T) {
 	r := newReceiver(t)
 	r.hooks(t, file, "chat", "pager")
 	expect(t, 0, "hook chat took the test event: status 200 after ", "try", "chat")
-	expect(t, 0, "hook chat took", "try", "chat")
+	for range 20 { // several within a millisecond
+		expect(t, 0, "hook chat took", "try", "chat")
+	}
 	got := r.taken()
-	if len(got) != 2 || got[0].ID == got[1].ID || got[0].Hook != "chat" || got[0].Peer != "wgherald test" || got[0].Test != "true" {
+	ids := map[string]bool{}
+	for _, g := range got {
+		ids[g.ID] = true
+	}
+	if len(got) != 21 || len(ids) != 21 || got[0].Hook != "chat" || got[0].Peer != "wgherald test" || got[0].Test != "true" {
 		t.Errorf("requests %v", got)
 	}
 	r.refuse("wgherald test", true)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -33,11 +34,12 @@ func Try(ctx context.Context, cfg config.Config, version, hook string) (deliver.
 		return deliver.Result{}, err
 	}
 	now := time.Now()
+	place := events.Sequence{Epoch: uint64(now.UnixMilli()), N: 1 + rand.Uint64N(1<<32)} // another one, and so another id, even within the millisecond
 	e := events.New(&events.Connected{
 		Common:  events.Common{Node: "wgherald-test", Interface: "wg0", DetectedAt: now},
 		Peer:    events.Peer{PublicKey: testKey, Name: "wgherald test"},
 		Session: events.Session{StartedAt: now, LastHandshakeAt: now, LastSeen: events.Interval{After: now, Before: now}},
-	}, now, events.Sequence{Epoch: uint64(now.UnixMilli()), N: 1})
+	}, now, place)
 	body, err := e.Encode()
 	if err != nil {
 		return deliver.Result{}, err
